@@ -1,0 +1,445 @@
+"""The contracts: everything a method, an evaluator, an artifact or a dataset has to promise, and nothing else.
+
+The harness owns the loop, the clock, the files and the randomness. What plugs into it is small:
+
+    Method      task -> distilled set, one outer iteration at a time
+    Evaluator   distilled set (and networks trained on it) -> measures
+    Artifact    anything expensive and shared -> named tensors
+
+Rules that `bench.testing` checks and the runner relies on:
+
+1. Randomness comes from `task.rng(name)`; nobody touches a global generator or the clock.
+2. Same parameters, task and seed give the same bytes, whatever ran before and however many cells run at once.
+3. `state_dict` holds all that is needed to continue bit for bit (the harness keeps the generators).
+4. `Params`, presets, `needs` and `trainings` are read while planning: they must not need torch.
+
+This module imports no torch: plans are made of these types alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from bench.augment import Augment
+    from bench.data import Prepared
+
+# ---------------------------------------------------------------------------------------------- parameters
+
+
+class Params(BaseModel):
+    """Parameters of a method, evaluator, artifact or recipe: frozen, strict, unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def param(default: Any, doc: str, *, unit: str = "", source: str = "", **limits: Any) -> Any:
+    """Declare one field of a `Params` model: its default, meaning, unit and where the value comes from.
+
+    `limits` are pydantic's (`ge`, `gt`, `le`, ...). `ddbench describe` prints all of it.
+    """
+    return Field(default, description=doc, json_schema_extra={"unit": unit, "source": source}, **limits)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Hyper-parameters for one dataset and IPC. `source` is None where the paper does not give them."""
+
+    params: Mapping[str, Any]
+    source: str | None
+
+
+# ---------------------------------------------------------------------------------------------- plain facts
+
+
+class DatasetInfo(BaseModel):
+    """What is known of a dataset before it is opened. Images are NCHW; constants are for pixels in [0, 1]."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    title: str
+    source: str = Field(description="where the data comes from: address or citation")
+    licence: str
+    classes: int
+    shape: tuple[int, int, int] = Field(description="channels, height, width")
+    train_size: int
+    test_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    constants_source: str = Field(description="who uses these normalisation constants")
+    flip: bool = Field(description="whether a mirrored image keeps its class (false for digits)")
+    content: str | None = Field(description="sha256 over the decoded arrays, or None for the user's own data")
+    family: str = Field(description="name whose paper presets apply: `cifar10` also for a part of CIFAR-10")
+    complete: bool = Field(True, description="False for a part of a published dataset: never put beside its numbers")
+
+
+class NetSpec(BaseModel):
+    """A network: architecture, normalisation, sizes. None means the field's default for the image size.
+
+    The short form in suites is `<arch>` or `<arch>-<norm>`, for example `convnet-bn`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    arch: str = "convnet"
+    norm: Literal["none", "in", "bn", "ln", "gn"] | None = None
+    width: int | None = Field(None, ge=1)
+    depth: int | None = Field(None, ge=1)
+    activation: Literal["relu", "leakyrelu", "sigmoid", "swish"] = "relu"
+    pooling: Literal["avg", "max", "none"] | None = None
+    init: Literal["torch", "lecun", "xavier"] = Field("torch", description="initialisation, see bench.nets.initialise")
+
+
+class TaskSpec(BaseModel):
+    """What identifies a task while planning."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: DatasetInfo
+    ipc: int | None = Field(description="images per class; None where no budget applies")
+    network: NetSpec = Field(description="network to distil with")
+    preprocessing: str = Field("meanstd", description="meanstd | zca-kornia | zca-kip | none")
+    augment: str = Field("none", description="explicit strategy, e.g. none, dsa:color_crop_cutout_scale_rotate")
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Need:
+    """An artifact that must exist first: its registered name, its parameters, and where its task differs.
+
+    Two needs with equal content are one cell, shared by all who ask for it. `task` replaces fields of the
+    asking task (an artifact that does not depend on the IPC says `{"ipc": None}`).
+    """
+
+    artifact: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    task: Mapping[str, Any] = field(default_factory=dict)
+
+
+# ---------------------------------------------------------------------------------------------- distilled sets
+
+LabelKind = Literal["hard", "probabilities", "logits", "centred"]
+"""hard: class index; probabilities: rows sum to 1; logits: teacher outputs; centred: one-hot minus 1/K, or learned."""
+
+
+class Header(BaseModel):
+    """The self-description of a distilled set, stored as one JSON string in its safetensors file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = Field(1, description="version of this layout")
+    dataset: str
+    classes: int
+    class_names: tuple[str, ...] = ()
+    shape: tuple[int, int, int]
+    preprocessing: str = Field(description="space the images live in; the transform is in the file or known by id")
+    ipc: int | None
+    seed: int
+    method: str
+    method_version: int
+    params: dict[str, Any]
+    network: dict[str, Any] = Field(description="network it was distilled with")
+    augment: str
+    label_kind: LabelKind = "hard"
+    learned_rate: float | None = Field(None, description="learning rate learned with the images (MTT, TESLA)")
+    decoder: dict[str, Any] = Field(default={"name": "pixels"}, description="stored tensors -> images")
+    native_recipe: dict[str, Any] | None = Field(None, description="how the paper trains on this set")
+    outlier_weight: float | None = Field(None, description="lambda of the outlier-exposure loss (TrustDD)")
+    floats: dict[str, int] = Field(default={}, description="budget: stored, decoded, raw (IPC real images)")
+    provenance: dict[str, Any] = {}
+
+
+@dataclass
+class DistilledSet:
+    """The result of a method.
+
+    images: float32 [n, ...] in the space of `header.preprocessing`, or what `header.decoder` turns into images;
+        None for a selection too large to copy, which `indices` then describes.
+    labels: int64 [n] (hard) or float32 [n, K].
+    indices: int64 [n], for sets chosen from the training images: which ones were exposed.
+    steps: ordered use of the set (DD): int64 [T, m] image indices of each step; `rates`: float32 [T].
+    outliers: float32 [m, c, h, w] with the uniform label (TrustDD).
+    extra: further tensors the decoder or the preprocessing needs (latents, whitening matrix).
+    """
+
+    header: Header
+    images: Tensor | None
+    labels: Tensor
+    indices: Tensor | None = None
+    steps: Tensor | None = None
+    rates: Tensor | None = None
+    outliers: Tensor | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+
+# ---------------------------------------------------------------------------------------------- tasks
+
+
+class Task(Protocol):
+    """What a method, an artifact or an evaluator is given. The implementation is `bench.task.LiveTask`."""
+
+    spec: TaskSpec
+    device: torch.device
+    data: Prepared
+    augment: Augment
+
+    def rng(self, name: str) -> torch.Generator:
+        """Return the generator for one purpose; it is seeded by the task's seed and the name."""
+
+    def network(self, net: NetSpec | None = None) -> torch.nn.Module:
+        """Build the network to distil with (or `net`) for this dataset, without initialising it."""
+
+    def initialise(self, network: torch.nn.Module, rng: torch.Generator) -> None:
+        """Draw fresh weights in place."""
+
+    def artifact(self, name: str) -> dict[str, Tensor]:
+        """Return the tensors of what `needs` asked for under this name."""
+
+    def distilled(self) -> DistilledSet:
+        """Return the distilled set under evaluation."""
+
+    def phase(self, name: Literal["data", "network", "set", "evaluation"]) -> AbstractContextManager[None]:
+        """Book the time inside the block on a phase of the cost table; phases do not nest."""
+
+
+# ---------------------------------------------------------------------------------------------- methods
+
+
+class Method(ABC):
+    """A distillation algorithm. The harness calls `start` once, then `step` `steps` times, then `export`."""
+
+    Params: ClassVar[type[Params]]
+    version: ClassVar[int] = 1
+    title: ClassVar[str]
+    citation: ClassVar[str]
+    augment: ClassVar[str] = "none"
+    """Augmentation while distilling where the suite says nothing: none, dsa (by dataset), or explicit."""
+
+    def __init__(self, params: Any) -> None:
+        self.params = params
+
+    @classmethod
+    def preset(cls, dataset: DatasetInfo, ipc: int) -> Preset:
+        """Return the paper's hyper-parameters for this dataset and IPC."""
+        return Preset({}, None)
+
+    @classmethod
+    def preprocessing(cls, params: Any, dataset: DatasetInfo) -> str:
+        """Return the preprocessing id this method distils in where the suite says nothing."""
+        return "meanstd"
+
+    @classmethod
+    def needs(cls, params: Any, spec: TaskSpec) -> Mapping[str, Need]:
+        """Return the artifacts this method must have first, by the name it will ask for."""
+        return {}
+
+    @classmethod
+    def native_recipe(cls, params: Any, spec: TaskSpec) -> Mapping[str, Any] | None:
+        """Return the recipe the paper evaluates with (fields of `bench.train.recipe.Recipe`), if it has its own."""
+        return None
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """Return the number of outer iterations (0 for a method that is done after `start`)."""
+
+    @abstractmethod
+    def start(self, task: Task) -> None:
+        """Create the synthetic parameters and the optimisers."""
+
+    def step(self) -> dict[str, float | Tensor]:
+        """Do one outer iteration; return scalars to log (0-d tensors are read only when logged)."""
+        raise AssertionError(f"{type(self).__name__} has no steps")
+
+    @abstractmethod
+    def export(self) -> DistilledSet:
+        """Return the distilled set as it stands now."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that changes from step to step: tensors, numbers and containers of them."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - methods without steps have no state
+        """Continue from `state`, after `start`."""
+
+
+# ---------------------------------------------------------------------------------------------- artifacts
+
+
+class Artifact(ABC):
+    """Something expensive and shared, computed once per content key and kept as safetensors."""
+
+    Params: ClassVar[type[Params]]
+    version: ClassVar[int] = 1
+    title: ClassVar[str]
+
+    def __init__(self, params: Any) -> None:
+        self.params = params
+
+    @classmethod
+    def needs(cls, params: Any, spec: TaskSpec) -> Mapping[str, Need]:
+        """Return other artifacts this one must have first."""
+        return {}
+
+    @abstractmethod
+    def build(self, task: Task) -> Mapping[str, Tensor]:
+        """Compute the tensors."""
+
+
+# ---------------------------------------------------------------------------------------------- evaluators
+
+
+@dataclass(frozen=True)
+class Training:
+    """A request for networks trained on the distilled set. Equal requests are trained once and shared.
+
+    recipe: the resolved fields of `bench.train.recipe.Recipe`. snapshot: outer step of the distillation whose
+    intermediate set is meant, None for the final one. weights: keep the weights, not only the logits on the test set.
+    """
+
+    network: NetSpec
+    recipe: Mapping[str, Any]
+    replicates: int
+    snapshot: int | None = None
+    weights: bool = False
+
+
+@dataclass(frozen=True)
+class EvalSpec:
+    """What an evaluator knows while planning: the task, the method, and the suite's evaluation defaults."""
+
+    task: TaskSpec
+    method: str
+    method_steps: int
+    network: NetSpec = field(default_factory=NetSpec)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    replicates: int = 5
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Networks trained on a distilled set, as an evaluator sees them.
+
+    logits: float32 [E, N, K] on the test set after the last epoch. weights: stacked parameters and buffers
+    [E, ...] where the request kept them. seconds: training time of all E.
+    """
+
+    training: Training
+    logits: Tensor
+    weights: Mapping[str, Tensor]
+    seconds: float
+    curves: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """The measured course of the distillation: its log, its cost and its snapshots.
+
+    profile: see `bench.profile.Profile.summary`. log: one mapping per logged step (`step`, `seconds`, losses).
+    snapshots: outer step -> seconds of distillation until then.
+    """
+
+    profile: Mapping[str, Any]
+    log: Sequence[Mapping[str, float]]
+    snapshots: Mapping[int, float]
+    path: Path | None = None
+
+
+class Evaluation(Task, Protocol):
+    """The task of an evaluator."""
+
+    eval_spec: EvalSpec
+    distillation: Distillation
+
+    def trained(self, training: Training) -> Trained:
+        """Return the networks of one request that `trainings` made."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measured number. Fractions are stored, percents only printed."""
+
+    metric: str
+    value: float
+    unit: str = "fraction"
+    network: str | None = None
+    recipe: str | None = None
+    selection: Literal["last", "best-val", "best-test"] | None = None
+    replicate: int | None = None
+    step: int | None = None
+    tags: Mapping[str, str | int | float] = field(default_factory=dict)
+
+
+class Evaluator(ABC):
+    """Measures something on a distilled set, or on networks trained on it."""
+
+    Params: ClassVar[type[Params]]
+    version: ClassVar[int] = 1
+    title: ClassVar[str]
+    citation: ClassVar[str] = ""
+    timed: ClassVar[bool] = False
+    """True where wall clock or memory of the distillation is measured: its cell then runs alone on the device."""
+
+    def __init__(self, params: Any) -> None:
+        self.params = params
+
+    @classmethod
+    def trainings(cls, params: Any, spec: EvalSpec) -> Sequence[Training]:
+        """Return the networks that must be trained on the set first."""
+        return ()
+
+    @classmethod
+    def snapshots(cls, params: Any, spec: EvalSpec) -> Sequence[int]:
+        """Return the outer steps whose intermediate sets are needed."""
+        return ()
+
+    @abstractmethod
+    def evaluate(self, task: Evaluation) -> list[Measure]:
+        """Measure. Raises `UserError` where the set cannot be evaluated this way."""
+
+
+# ---------------------------------------------------------------------------------------------- records
+
+
+class Record(BaseModel):
+    """One measured number with everything that identifies it: a line of `records.jsonl`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    suite: str
+    preset: str
+    dataset: str
+    method: str
+    label: str = Field(description="the method as the suite calls it (a method may stand in a suite twice)")
+    settings: Literal["paper", "modified"] = Field(description="paper: hyper-parameters exactly as published")
+    ipc: int | None
+    seed: int
+    evaluator: str
+    metric: str
+    value: float
+    unit: str
+    network: str | None = Field(None, description="evaluation network")
+    distil_network: str | None = None
+    recipe: str | None = None
+    selection: str | None = None
+    replicate: int | None = Field(None, description="which of the networks trained on this set")
+    step: int | None = None
+    tags: dict[str, str | int | float] = {}
+    cell: str = Field(description="key of the cell that measured it")
+
+
+VOLATILE_UNITS = frozenset({"s", "MiB", "1/s"})
+"""Units of measurements that differ from run to run; all other records of a repeated run are identical."""
+
+State = Literal["planned", "cached", "running", "ok", "failed", "diverged", "oom", "timeout", "killed", "skipped"]

@@ -1,0 +1,91 @@
+"""Names to things, found late.
+
+A registry maps a name to `"module:attribute"` and imports nothing before the thing is asked for, so that `--help`
+and `list` stay fast and a broken plug-in harms nobody else. Names come from three places, in this order: the
+built-in table below, entry points of installed plug-ins, and the literal form `module:attribute` in a suite.
+
+    METHODS.get("dm")               -> methods.dm.DM
+    METHODS.get("my_package:Mine")  -> my_package.Mine
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from functools import cached_property
+from importlib.metadata import entry_points
+from typing import Any
+
+from bench.errors import UserError, nearest
+
+
+class Registry:
+    """One kind of named thing. `group` is the entry-point group plug-ins use."""
+
+    def __init__(self, kind: str, builtin: dict[str, str], group: str | None = None) -> None:
+        self.kind, self.builtin, self.group = kind, builtin, group
+
+    @cached_property
+    def targets(self) -> dict[str, str]:
+        """All names with their `module:attribute`; a built-in name cannot be replaced by a plug-in."""
+        found = {e.name: e.value for e in entry_points(group=self.group)} if self.group else {}
+        for name in sorted(found.keys() & self.builtin.keys()):
+            warnings.warn(f"plug-in {self.kind} {name!r} is ignored: the name is built in", stacklevel=2)
+        return {**found, **self.builtin}
+
+    def names(self) -> list[str]:
+        """Return all names, built-in ones first, in their order in the table."""
+        return [*self.builtin, *sorted(self.targets.keys() - self.builtin.keys())]
+
+    def origin(self, name: str) -> str:
+        """Return the `module:attribute` behind `name`. Raises `UserError` with the nearest name."""
+        if name in self.targets:
+            return self.targets[name]
+        if ":" in name:
+            return name
+        raise UserError(f"unknown {self.kind} {name!r}", hint=nearest(name, self.targets))
+
+    def get(self, name: str) -> Any:
+        """Import and return the thing called `name`. Raises `UserError` if it is unknown or does not import."""
+        module, _, attribute = self.origin(name).partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise UserError(
+                f"{self.kind} {name!r} cannot be loaded from {module}:{attribute}: {error}",
+                hint="is the package installed and the attribute spelled right?",
+            ) from error
+
+
+METHODS = Registry(
+    "method",
+    {
+        "random": "methods.random:Random",
+        "herding": "methods.herding:Herding",
+        "kcenter": "methods.kcenter:KCenter",
+        "forgetting": "methods.forgetting:Forgetting",
+        "whole": "methods.whole:Whole",
+        "dc": "methods.dc:DC",
+        "dsa": "methods.dsa:DSA",
+        "dm": "methods.dm:DM",
+    },
+    "ddbench.methods",
+)
+EVALUATORS = Registry(
+    "evaluator",
+    {
+        "accuracy": "evaluators.accuracy:Accuracy",
+        "cross_arch": "evaluators.cross_arch:CrossArch",
+        "cost": "evaluators.cost:Cost",
+    },
+    "ddbench.evaluators",
+)
+ARTIFACTS = Registry(
+    "artifact",
+    {
+        "networks": "bench.train.networks:Networks",
+        "dynamics": "methods.dynamics:Dynamics",
+    },
+    "ddbench.artifacts",
+)
+DECODERS = Registry("decoder", {"pixels": "bench.distilled:pixels"}, "ddbench.decoders")
