@@ -1,0 +1,61 @@
+"""The command line: one file per verb, thin over the library.
+
+Nothing here imports torch, pandas, scipy or matplotlib at import time, so every `--help` answers at once. `main`
+turns errors the user can mend into one message and exit code 2; a defect of ddbench itself is written to a file
+and named in one line.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import traceback
+
+import typer
+
+from bench.cli import data, describe, doctor, gc, listing, plan, report, run, show, status, validate
+from bench.errors import UserError
+
+app = typer.Typer(
+    name="ddbench",
+    help="Benchmark and evaluation harness for dataset distillation.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (run, plan, status, report, show, listing, describe, validate, doctor, gc):
+    app.command(verb.NAME)(verb.command)
+app.add_typer(data.app, name="data")
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    if version:
+        from bench import __version__
+
+        print(f"ddbench {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; the entry point `ddbench`."""
+    try:
+        app()
+    except UserError as error:
+        _complain(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _complain("stopped; finished results are kept, the same command goes on from here")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+    except Exception as error:
+        with tempfile.NamedTemporaryFile("w", prefix="ddbench-", suffix=".log", delete=False) as log:
+            traceback.print_exc(file=log)
+        _complain(f"internal error: {type(error).__name__}: {error}\nThis is a defect of ddbench. Details: {log.name}")
+        sys.exit(70)
+
+
+def _complain(text: str) -> None:
+    print(f"ddbench: {text}", file=sys.stderr)

@@ -1,0 +1,62 @@
+"""`ddbench run`: plan, distil, evaluate, report. The same command again does only what is missing."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.cli import options
+
+NAME = "run"
+
+
+class Executor(enum.StrEnum):
+    """Where cells run."""
+
+    local = "local"
+    inline = "inline"
+
+
+def command(
+    suite_file: options.SuiteFile,
+    preset: options.PresetName = None,
+    out: options.OutFolder = None,
+    only: options.OnlyCells = None,
+    device: options.Device = "auto",
+    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Cells at once; default: one per core.")] = None,
+    executor: Annotated[
+        Executor, typer.Option("--executor", help="local: a fresh process per cell; inline: this process.")
+    ] = Executor.local,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first cell that fails.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and stop.")] = False,
+    skip_missing: options.SkipMissing = False,
+    reference: Annotated[
+        Path | None, typer.Option("--reference", help="CSV of published numbers to print beside ours.")
+    ] = None,
+) -> None:
+    """Run a suite and write its tables, plots and report."""
+    import bench.run
+    from bench.cli import screen
+
+    suite, plan = options.load_plan(suite_file, preset, only, skip_missing)
+    folder = options.out_folder(out, suite)
+    store = bench.run.Store(folder)
+    if dry_run:
+        screen.print_plan(plan, bench.run.states(plan, store))
+        raise typer.Exit
+    summary = bench.run.run_plan(plan, store, jobs=jobs, device=device, executor=executor.value, fail_fast=fail_fast)
+    write_report(folder, reference)
+    screen.print_summary(summary, folder)
+    raise typer.Exit(summary.exit_code)
+
+
+def write_report(folder: Path, reference: Path | None, force: bool = False) -> Path:
+    """Write the report of a results folder unless it is up to date; return the path of `report.html`."""
+    import bench.report
+
+    if force or not bench.report.up_to_date(folder, reference):
+        bench.report.write(folder, reference)
+    return folder / "report.html"

@@ -1,0 +1,163 @@
+"""Differentiation through an inner training loop: the engine of DD, MTT and TESLA.
+
+The inner loop is SGD on synthetic batches,
+
+    v_{t+1} = momentum * v_t + g_t,   w_{t+1} = w_t - rate_t * v_{t+1},   g_t = grad_w loss(w_t, batch_t),
+
+and the outer loss is a function of w_T alone. Its derivatives by the batches' leaves and by the rates come from one
+backward sweep. With lam = dL/dw_{t+1} and nu = dL/dv_{t+1},
+
+    nu <- nu - rate_t lam,  dL/drate_t = -<lam, v_{t+1}>,  dL/dbatch_t = d<nu, g_t>/dbatch_t,
+    lam <- lam + d<nu, g_t>/dw_t,  nu <- momentum * nu.
+
+Four ways to go through it, all called `mode`:
+
+- `stored`: keep the graph of the whole loop and let autograd do it. The plain reference; memory grows with T.
+- `recompute`: keep only w_t and rebuild one step's graph at a time. The same gradient with constant graph memory.
+- `identity`: as `recompute` with lam held fixed, which drops the dependence of w_t on earlier batches. This is
+  TESLA's gradient (Cui et al., ICML 2023); it equals the exact one only for T = 1.
+- `window`: exact through the last `window` steps, the earlier ones count as constants (truncation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+Mode = Literal["stored", "recompute", "identity", "window"]
+Batch = tuple[Tensor, ...]
+
+
+@dataclass
+class Sweep:
+    """What one differentiated loop gives.
+
+    loss: 0-d, detached. leaves: dL/dleaf in the order given (zeros where a leaf was not used). rates: float [T].
+    weights: w_T, float [P], detached.
+    """
+
+    loss: Tensor
+    leaves: list[Tensor]
+    rates: Tensor
+    weights: Tensor
+
+
+class Flat:
+    """The parameters of a network as one vector [P], in the order of `named_parameters`."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.shapes = {name: weight.shape for name, weight in network.named_parameters()}
+        self.sizes = [shape.numel() for shape in self.shapes.values()]
+
+    def vector(self) -> Tensor:
+        """Return a copy of the network's parameters, float [P]."""
+        return torch.cat([weight.detach().reshape(-1) for weight in self.network.parameters()])
+
+    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+        """Return views of `vector` [P] with the parameters' names and shapes."""
+        parts = vector.split(self.sizes)
+        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+
+    def __call__(self, vector: Tensor, images: Tensor) -> Tensor:
+        """Return the outputs [n, K] of the network with weights `vector` [P]."""
+        return functional_call(self.network, self.unflatten(vector), (images,))
+
+
+def differentiate(
+    step_loss: Callable[..., Tensor],
+    outer_loss: Callable[[Tensor], Tensor],
+    weights: Tensor,
+    batches: Sequence[Callable[[], Batch]],
+    rates: Tensor,
+    leaves: Sequence[Tensor],
+    *,
+    momentum: float = 0.0,
+    mode: Mode = "recompute",
+    window: int | None = None,
+) -> Sweep:
+    """Run the inner loop and return the outer loss with its derivatives.
+
+    step_loss(w, *batch): inner loss at weights w [P], 0-d. outer_loss(w_T): 0-d. weights: w_0, float [P].
+    batches: T functions that build their batch from the leaves, with a graph; they are called twice and must return
+    the same each time (draw augmentation parameters before, not inside). rates: float [T]. leaves: tensors that
+    require a gradient. Raises `ValueError` for `window` without a size or another mode with one.
+    """
+    if (mode == "window") != (window is not None):
+        raise ValueError("mode 'window' needs a window size, the other modes take none")
+    rates = rates.detach()
+    if mode == "stored":
+        return _stored(step_loss, outer_loss, weights, batches, rates, leaves, momentum)
+    path, velocities = _forward(step_loss, weights.detach(), batches, rates, momentum)
+    final = path[-1].detach().requires_grad_()
+    loss = outer_loss(final)
+    (lam,) = torch.autograd.grad(loss, final)
+    nu = torch.zeros_like(lam)
+    gradients = [torch.zeros_like(leaf) for leaf in leaves]
+    rate_gradients = torch.zeros_like(rates)
+    first = max(0, len(batches) - window) if window is not None else 0
+    for t in reversed(range(first, len(batches))):
+        nu = nu - rates[t] * lam
+        point = path[t].detach().requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(step_loss(point, *batches[t]()), point, create_graph=True)
+            product = nu @ gradient
+        rate_gradients[t] = -(lam @ (momentum * velocities[t] + gradient.detach()))
+        by_weights, *by_leaves = torch.autograd.grad(product, [point, *leaves], allow_unused=True)
+        for total, part in zip(gradients, by_leaves, strict=True):
+            if part is not None:
+                total += part
+        if mode != "identity" and by_weights is not None:
+            lam = lam + by_weights
+        nu = momentum * nu
+    return Sweep(loss.detach(), gradients, rate_gradients, path[-1].detach())
+
+
+def _forward(
+    step_loss: Callable[..., Tensor],
+    weights: Tensor,
+    batches: Sequence[Callable[[], Batch]],
+    rates: Tensor,
+    momentum: float,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return w_0..w_T and v_0..v_{T-1}; without momentum the velocities are one shared zero vector."""
+    path, velocity = [weights], torch.zeros_like(weights)
+    velocities = []
+    for rate, batch in zip(rates, batches, strict=True):
+        point = path[-1].detach().requires_grad_()
+        with torch.no_grad():
+            inputs = batch()
+        (gradient,) = torch.autograd.grad(step_loss(point, *inputs), point)
+        velocities.append(velocity)
+        moved = momentum * velocity + gradient
+        velocity = moved if momentum else velocity
+        path.append(path[-1] - rate * moved)
+    return path, velocities
+
+
+def _stored(
+    step_loss: Callable[..., Tensor],
+    outer_loss: Callable[[Tensor], Tensor],
+    weights: Tensor,
+    batches: Sequence[Callable[[], Batch]],
+    rates: Tensor,
+    leaves: Sequence[Tensor],
+    momentum: float,
+) -> Sweep:
+    rates = rates.clone().requires_grad_()
+    point, velocity = weights.detach().requires_grad_(), torch.zeros_like(weights)
+    for t, batch in enumerate(batches):
+        (gradient,) = torch.autograd.grad(step_loss(point, *batch()), point, create_graph=True)
+        velocity = momentum * velocity + gradient
+        point = point - rates[t] * velocity
+    loss = outer_loss(point)
+    by_rates, *by_leaves = torch.autograd.grad(loss, [rates, *leaves], allow_unused=True)
+    gradients = [
+        torch.zeros_like(leaf) if part is None else part for leaf, part in zip(leaves, by_leaves, strict=True)
+    ]
+    return Sweep(loss.detach(), gradients, by_rates.detach(), point.detach())
