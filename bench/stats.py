@@ -1,0 +1,96 @@
+"""Means and intervals, computed in one place so that every table means the same by "±".
+
+A method is measured on several distilled sets (seeds) with several networks each. Networks trained on one set share
+its luck, so they are not independent: with two or more sets the mean of each set is one observation, with one set
+the networks are, and `over` says which. Intervals are Student's; one observation has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Location and spread of n observations.
+
+    std: sample standard deviation (n - 1), None where n is 1. low, high: Student t interval of the mean at 95 %,
+    None where n is 1. over: what one observation is, a distilled set (the mean of its networks) or a network.
+    """
+
+    mean: float
+    std: float | None
+    n: int
+    low: float | None
+    high: float | None
+    over: Literal["sets", "networks"]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The mean difference a - b of n pairs, its t interval at 95 % and two-sided p, None where n is too small."""
+
+    mean: float
+    std: float | None
+    n: int
+    low: float | None
+    high: float | None
+    p: float | None
+
+
+def summary(values: ArrayLike, groups: Iterable[object] | None = None) -> Summary:
+    """Summarise measured values [n].
+
+    groups: which distilled set each value belongs to, [n]; with two or more different ones their means count.
+    Raises `ValueError` if there are no values or the lengths differ.
+    """
+    observed = np.asarray(values, dtype=float)
+    members: dict[object, list[float]] = {}
+    if groups is not None:
+        for group, value in zip(groups, observed, strict=True):
+            members.setdefault(group, []).append(float(value))
+    over: Literal["sets", "networks"] = "networks"
+    if len(members) >= 2:
+        observed, over = np.array([np.mean(values) for values in members.values()]), "sets"
+    return Summary(*_interval(observed), over=over)
+
+
+def paired(a: ArrayLike, b: ArrayLike) -> Paired:
+    """Compare two methods on the same seeds: a [n] and b [n] hold one value per seed, in the same order.
+
+    p is 0 or 1 where all differences are equal (to zero: 1). Raises `ValueError` as `summary` does.
+    """
+    first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if first.shape != second.shape:
+        raise ValueError(f"pairs need equal lengths, not {first.size} and {second.size}")
+    mean, std, n, low, high = _interval(first - second)
+    if std is None:
+        p = None
+    elif std == 0:
+        p = 1.0 if mean == 0 else 0.0
+    else:
+        from scipy import stats
+
+        p = float(stats.ttest_rel(first, second).pvalue)
+    return Paired(mean, std, n, low, high, p)
+
+
+def _interval(observed: np.ndarray) -> tuple[float, float | None, int, float | None, float | None]:
+    """Return mean, std, n, and the ends of the t interval of observations [n]."""
+    if observed.ndim != 1 or observed.size == 0:
+        raise ValueError("a summary needs at least one value")
+    mean, n = float(observed.mean()), int(observed.size)
+    if n == 1:
+        return mean, None, n, None, None
+    from scipy import stats
+
+    std = float(observed.std(ddof=1))
+    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * std / n**0.5
+    return mean, std, n, mean - half, mean + half

@@ -1,0 +1,155 @@
+"""The artifact behind every accuracy: networks trained on a distilled set, kept as their logits on the test set.
+
+Equal requests of several evaluators are one cell. What is kept is raw (logits, curves, on request weights), so that a
+new metric needs no new training. The last epoch is what counts; where a recipe asks for best-val or best-test, the
+accuracies of evenly spaced epochs are kept beside it and the evaluator labels what it picks from them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from bench.api import Artifact, NetSpec, Params, Task, param
+from bench.errors import UserError
+from bench.lazy import torch
+from bench.train.recipe import Recipe, resolve
+from bench.train.trainer import Handle, predict, train
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from bench.api import DistilledSet
+    from bench.data import Prepared
+
+TEST_BATCH = 1000
+VALIDATION_SHARE = 0.1
+
+
+class NetworksParams(Params):
+    """The fields of a `bench.api.Training`."""
+
+    network: NetSpec = Field(default_factory=NetSpec, description="architecture to train")
+    recipe: dict[str, Any] = param({}, "how to train: fields of bench.train.recipe.Recipe; those left out of `review`")
+    replicates: int = param(5, "networks trained at once", ge=1)
+    snapshot: int | None = param(None, "outer step of the intermediate set; None: the final one", unit="steps")
+    weights: bool = param(False, "keep the weights as well")
+
+
+class Networks(Artifact):
+    """Train `replicates` networks on the distilled set and keep their logits.
+
+    Tensors: `logits` float32 [E, N, K] on the test set after the last epoch; `seconds` [] of training; `stacked` []
+    whether they were computed by vmap; `curve/epoch` [T] and `curve/loss` [E, T]; for best-val and best-test
+    `curve/selection_epoch` [S], `curve/test_accuracy` [E, S] and (best-val) `curve/val_accuracy` [E, S]; on request
+    `weights/<parameter or buffer>` [E, ...].
+    """
+
+    Params = NetworksParams
+    title = "Networks trained on a distilled set"
+
+    def build(self, task: Task) -> Mapping[str, Tensor]:
+        """Train and test. Raises `UserError` if set and task do not fit, `Diverged` if no network is finite."""
+        from bench.distilled import decode
+
+        recipe, data, distilled = resolve(self.params.recipe), task.data, task.distilled()
+        refuse_mismatch(distilled, task)
+        header = distilled.header
+        images = decode(distilled, data).to(task.device)
+        watch = Watch(recipe, data, task.rng("evaluation/validation")) if recipe.select != "last" else None
+        begin = _now(task.device)
+        handle = train(
+            self.params.network,
+            images,
+            distilled.labels.to(task.device),
+            recipe,
+            [task.rng(f"evaluation/{e}") for e in range(self.params.replicates)],
+            info=task.spec.dataset,
+            label_kind=header.label_kind,
+            rate=header.learned_rate,
+            outliers=distilled.outliers,
+            outlier_weight=header.outlier_weight,
+            steps=distilled.steps,
+            rates=distilled.rates,
+            on_epoch=watch,
+        )
+        seconds = _now(task.device) - begin - (watch.seconds if watch else 0.0)
+        tensors = {
+            "logits": predict(handle, data.test.batches(TEST_BATCH)),
+            "seconds": torch.tensor(seconds, dtype=torch.float64),
+            "stacked": torch.tensor(handle.stack == "vmap"),
+        }
+        curves = {**handle.curves, **(watch.curves() if watch else {})}
+        tensors |= {f"curve/{name}": curve for name, curve in curves.items()}
+        if self.params.weights:
+            tensors |= {f"weights/{name}": tensor for name, tensor in {**handle.params, **handle.buffers}.items()}
+        return tensors
+
+
+class Watch:
+    """Looks at the networks after evenly spaced epochs, for best-val and best-test.
+
+    The validation images of best-val are a tenth of the real training images, drawn once. The distillation may have
+    seen them, the test set has no part in the choice. seconds: time spent here, which is not training.
+    """
+
+    def __init__(self, recipe: Recipe, data: Prepared, rng: Generator) -> None:
+        self.evaluations, self.data = recipe.evaluations, data
+        self.seconds = 0.0
+        self.epochs: list[int] = []
+        self.found: dict[str, list[Tensor]] = {"test_accuracy": []}
+        self.held_out: Tensor | None = None
+        if recipe.select == "best-val":
+            size = max(1, round(data.train.size * VALIDATION_SHARE))
+            order = torch.randperm(data.train.size, generator=rng, device=rng.device)
+            self.held_out, self.found["val_accuracy"] = order[:size].to(data.device), []
+
+    def __call__(self, epoch: int, handle: Handle) -> None:
+        """Measure if this is one of the epochs to look at; the last one always is."""
+        # of T epochs, number k of the S looks is after epoch ceil(k T / S)
+        if epoch * self.evaluations % handle.epochs >= self.evaluations:
+            return
+        begin = _now(self.data.device)
+        self.epochs.append(epoch)
+        test, train_part = self.data.test, self.data.train
+        self._add("test_accuracy", handle, test.batches(TEST_BATCH), test.labels)
+        if self.held_out is not None:
+            batches = (train_part.images(index) for index in self.held_out.split(TEST_BATCH))
+            self._add("val_accuracy", handle, batches, train_part.labels[self.held_out])
+        self.seconds += _now(self.data.device) - begin
+
+    def curves(self) -> dict[str, Tensor]:
+        """Return `selection_epoch` [S] and the accuracies [E, S]."""
+        stacked = {name: torch.stack(values, 1) for name, values in self.found.items()}
+        return {"selection_epoch": torch.tensor(self.epochs), **stacked}
+
+    def _add(self, name: str, handle: Handle, batches: Iterable[Tensor], labels: Tensor) -> None:
+        right = predict(handle, batches).argmax(2) == labels
+        self.found[name].append(right.float().mean(1))
+
+
+def refuse_mismatch(distilled: DistilledSet, task: Task) -> None:
+    """Raise `UserError` if the set was not made for this task's data: other classes, shape or preprocessing."""
+    header, info = distilled.header, task.spec.dataset
+    pairs = (
+        ("preprocessing", header.preprocessing, task.spec.preprocessing),
+        ("shape", tuple(header.shape), tuple(info.shape)),
+        ("number of classes", header.classes, info.classes),
+    )
+    for what, theirs, ours in pairs:
+        if theirs != ours:
+            raise UserError(
+                f"the {what} of this set is {theirs}, that of the task {ours}",
+                where=f"set of {header.method} on {header.dataset}",
+                hint="evaluate it in the space it was made in",
+            )
+
+
+def _now(device: torch.device) -> float:
+    """Return the wall clock after the device has finished what it was given, in seconds."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,365 @@
+"""Trains E networks of one architecture on one small set at the same time.
+
+All E networks live in one set of stacked parameters, so that momentum, weight decay and Adam's moments are updated by
+torch.optim once for all of them (these rules act on every number by itself, so the stacked result is that of E
+separate optimisers). Forward and backward run either as one `vmap` or network by network; which is faster depends on
+the size, see `choose_stack`. The data stay on the device and batches are made of indices.
+
+Network e draws its weights, shuffles and augmentations from `rngs[e]` alone. It is therefore the same network
+whatever E is and whatever happens to its neighbours: one that diverges leaves the others untouched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from bench.api import DatasetInfo, LabelKind, NetSpec
+from bench.errors import Diverged, UserError
+from bench.lazy import torch
+from bench.train import losses, schedule
+from bench.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor, nn
+
+Stack = Literal["auto", "vmap", "loop"]
+POINTS = 200
+"""Most points of a training curve; longer trainings are averaged over equal stretches of epochs."""
+VMAP_LIMIT = 2**16
+"""On a CPU, values of the first feature map of a batch up to which `vmap` wins (see `choose_stack`)."""
+
+
+@dataclass
+class Handle:
+    """E trained networks.
+
+    params, buffers: stacked [E, ...]. stack: how they are computed, vmap or loop. epochs: length of the training.
+    curves: `epoch` [T] and `loss` [E, T], the mean training loss over the epochs since the point before.
+    """
+
+    spec: NetSpec
+    module: nn.Module
+    params: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    stack: str
+    epochs: int = 1
+    curves: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Return E, the number of networks."""
+        return len(next(iter(self.params.values())))
+
+    def network(self, e: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return parameters and buffers of network e, as `bench.nets.call` wants them (views)."""
+        return {k: v[e] for k, v in self.params.items()}, {k: v[e] for k, v in self.buffers.items()}
+
+    def finite(self) -> Tensor:
+        """Return bool [E]: whether every weight of the network is a finite number."""
+        return torch.stack([p.detach().flatten(1).isfinite().all(1) for p in self.params.values()]).all(0)
+
+
+def choose_stack(stack: Stack, device: torch.device, spec: NetSpec, shape: tuple[int, int, int], batch: int) -> str:
+    """Return `vmap` or `loop`. The choice never depends on E, so that results do not either.
+
+    On an accelerator one launch for all networks wins. On a CPU a vmapped convolution becomes a grouped one: measured
+    for E=5 on one core (ConvNet, step of all networks, vmap/loop) 0.96 at 1x8x8, width 32, batch 10; 1.02 at batch
+    100; 1.45 at 3x32x32, width 128, batch 10; 1.96 at batch 100.
+    """
+    if stack != "auto":
+        return stack
+    return "vmap" if device.type != "cpu" or batch * (spec.width or 64) * shape[1] * shape[2] <= VMAP_LIMIT else "loop"
+
+
+def train(
+    spec: NetSpec,
+    images: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    rngs: Sequence[Generator],
+    *,
+    info: DatasetInfo,
+    label_kind: LabelKind = "hard",
+    rate: float | None = None,
+    outliers: Tensor | None = None,
+    outlier_weight: float | None = None,
+    steps: Tensor | None = None,
+    rates: Tensor | None = None,
+    stack: Stack = "auto",
+    on_epoch: Callable[[int, Handle], None] | None = None,
+) -> Handle:
+    """Train len(rngs) networks on one set and return them.
+
+    Args:
+        spec: the architecture; open sizes are filled in for the shape of the images.
+        images: float [n, c, h, w] on the device, preprocessed; their dtype is that of the computation.
+        labels: int64 [n] or float [n, K], see `label_kind`.
+        recipe: how to train.
+        rngs: one generator per network.
+        info: the dataset, for the number of classes and what `augment: dsa` means.
+        rate: the learning rate stored with the set, for `lr: learned`.
+        outliers: float [m, c, h, w], and outlier_weight: the set's own lambda.
+        steps, rates: int64 [T, m] and float [T], for `use_steps`.
+        stack: vmap, loop, or auto.
+        on_epoch: called with (epochs done, networks) after every epoch; an ordered training counts as one epoch.
+
+    Raises:
+        UserError: the set lacks what the recipe asks for.
+        Diverged: the weights of all networks became NaN or infinite (one alone only spoils its own results).
+    """
+    from bench import augment, nets
+
+    if recipe.init is not None:
+        spec = spec.model_copy(update={"init": recipe.init})
+    spec = nets.resolve(spec, info.shape)
+    module, params, buffers = nets.stack(spec, info.shape, info.classes, rngs, images.device)
+    batch = min(recipe.batch, len(images)) if steps is None or not recipe.use_steps else steps.shape[1]
+    stack = choose_stack(stack, images.device, spec, info.shape, batch)  # type: ignore[assignment]
+    handle = Handle(
+        spec,
+        module,
+        {k: v.detach().to(images.dtype).requires_grad_() for k, v in params.items()},
+        {k: v.detach().to(images.dtype) if v.is_floating_point() else v for k, v in buffers.items()},
+        stack,
+    )
+    loss, target = losses.targets(labels, label_kind, recipe.loss, info.classes, recipe.temperature)
+    weight = outlier_weight if recipe.outlier_weight == "set" else recipe.outlier_weight
+    data = _Data(
+        images,
+        target if target.dtype == torch.int64 else target.to(images.dtype),
+        outliers if weight and not recipe.use_steps else None,
+        augment.get(augment.resolve(recipe.augment, info)),
+        rngs,
+    )
+    step = _Step(handle, loss, weight or 0.0, _precision(recipe.precision, images.device))
+    module.train()
+    if recipe.use_steps:
+        _ordered(handle, data, step, recipe, steps, rates)
+    else:
+        _epochs(handle, data, step, recipe, _base_rate(recipe, rate), on_epoch)
+    if recipe.use_steps and on_epoch:
+        on_epoch(1, handle)
+    for parameter in handle.params.values():
+        parameter.requires_grad_(False).grad = None
+    return handle
+
+
+def predict(handle: Handle, batches: Iterable[Tensor]) -> Tensor:
+    """Return the logits of all networks in evaluation mode, float32 [E, N, K], on the device.
+
+    batches: images float [b, c, h, w] in order, preprocessed.
+    """
+    from bench.nets import call
+
+    training = handle.module.training
+    module = handle.module.eval()
+
+    def forward(params: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
+        return call(module, params, buffers, images)[0]
+
+    networks = [handle.network(e) for e in range(handle.size)]
+    parts: list[Tensor] = []
+    with torch.no_grad():
+        for images in batches:
+            if handle.stack == "vmap" and images.device.type != "cpu":
+                logits = torch.vmap(forward, in_dims=(0, 0, None))(handle.params, handle.buffers, images)
+            else:
+                logits = torch.stack([forward(*network, images) for network in networks])
+            parts.append(logits.float())
+    module.train(training)
+    return torch.cat(parts, 1)
+
+
+# ---------------------------------------------------------------------------------------------- data
+
+
+@dataclass
+class _Data:
+    """The set, and what a batch of all networks is made of: indices [E, b] in, images [E, b, c, h, w] out."""
+
+    images: Tensor
+    target: Tensor
+    outliers: Tensor | None
+    augment: Any
+    rngs: Sequence[Generator]
+
+    @property
+    def device(self) -> torch.device:
+        return self.images.device
+
+    def orders(self, size: int) -> Tensor:
+        """Return one shuffle per network, int64 [E, size]."""
+        drawn = [torch.randperm(size, generator=rng, device=rng.device) for rng in self.rngs]
+        return torch.stack(drawn).to(self.device)
+
+    def epoch(self, batch: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield the indices of the images and of the outliers of each batch, in new shuffles.
+
+        With outliers, two loaders run side by side and the shorter one ends the epoch (TrustDD's code).
+        """
+        inside = self.orders(len(self.images)).split(batch, 1)
+        if self.outliers is None:
+            yield from ((index, None) for index in inside)
+        else:
+            yield from zip(inside, self.orders(len(self.outliers)).split(batch, 1), strict=False)
+
+    def batches(self, batch: int) -> int:
+        """Return the number of batches of an epoch."""
+        count = math.ceil(len(self.images) / batch)
+        return count if self.outliers is None else min(count, math.ceil(len(self.outliers) / batch))
+
+    def gather(self, index: Tensor, outside: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return augmented images [E, b (+ b'), c, h, w], outliers last, and targets [E, b] or [E, b, K]."""
+        images = self.images[index]
+        if outside is not None and self.outliers is not None:
+            images = torch.cat([images, self.outliers[outside]], 1)
+        flat = images.flatten(0, 1)
+        draw = self.augment.draw(flat.shape, self.rngs, groups=len(self.rngs), shared=False)
+        return self.augment.apply(flat, draw).view_as(images), self.target[index]
+
+
+# ---------------------------------------------------------------------------------------------- one step
+
+
+@dataclass
+class _Step:
+    """Loss and gradients of all networks on one batch each."""
+
+    handle: Handle
+    loss: str
+    outlier_weight: float
+    precision: Callable[[], AbstractContextManager[Any]]
+
+    def __call__(self, images: Tensor, target: Tensor) -> Tensor:
+        """Set the gradients of the stacked parameters and update the buffers; return the losses, [E]."""
+        handle = self.handle
+        if handle.stack == "vmap":
+            with self.precision():
+                found, buffers = torch.vmap(self._one)(handle.params, handle.buffers, images, target)
+            gradients = torch.autograd.grad(found.sum(), list(handle.params.values()))
+            found = found.detach()
+        else:
+            parts = [self._alone(e, images[e], target[e]) for e in range(handle.size)]
+            found = torch.stack([loss for loss, _, _ in parts])
+            gradients = tuple(torch.stack(each) for each in zip(*(grads for _, grads, _ in parts), strict=True))
+            buffers = {k: torch.stack([b[k] for _, _, b in parts]) for k in handle.buffers}
+        for parameter, gradient in zip(handle.params.values(), gradients, strict=True):
+            parameter.grad = gradient
+        handle.buffers = buffers
+        return found
+
+    def _alone(self, e: int, images: Tensor, target: Tensor) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
+        """Return loss, gradients and buffers of network e; its views are leaves, so nothing is added up elsewhere."""
+        params, buffers = self.handle.network(e)
+        params = {k: v.detach().requires_grad_() for k, v in params.items()}
+        with self.precision():
+            loss, buffers = self._one(params, buffers, images, target)
+        return loss.detach(), torch.autograd.grad(loss, list(params.values())), buffers
+
+    def _one(
+        self, params: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor, target: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of one network: on the first images its labels, on further ones outlier exposure."""
+        from bench.nets import call
+
+        logits, buffers = call(self.handle.module, params, buffers, images)
+        logits = logits.to(images.dtype)
+        loss = losses.compute(self.loss, logits[: len(target)], target)
+        if len(images) > len(target):
+            loss = loss + self.outlier_weight * losses.outlier_exposure(logits[len(target) :])
+        return loss, buffers
+
+
+def _precision(name: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    if name == "fp32":
+        return nullcontext
+    return lambda: torch.autocast(device.type, torch.bfloat16)
+
+
+# ---------------------------------------------------------------------------------------------- the two loops
+
+
+def _epochs(
+    handle: Handle,
+    data: _Data,
+    step: _Step,
+    recipe: Recipe,
+    base: float,
+    on_epoch: Callable[[int, Handle], None] | None,
+) -> None:
+    """Train on shuffled batches to the end of the recipe."""
+    per_epoch = data.batches(recipe.batch)
+    total = schedule.total_steps(recipe, per_epoch)
+    reset = schedule.reset_step(recipe, per_epoch)
+    epochs = handle.epochs = math.ceil(total / per_epoch)
+    every = math.ceil(epochs / POINTS)
+    curve, stretch = _Curve(handle), []
+    optimiser, done = _optimiser(handle, recipe, base), 0
+    for epoch in range(1, epochs + 1):
+        for index, outside in data.epoch(recipe.batch):
+            if done == total:
+                break
+            if done == reset:
+                optimiser = _optimiser(handle, recipe, base)
+            optimiser.param_groups[0]["lr"] = base * schedule.factor(recipe, done, per_epoch)
+            stretch.append(step(*data.gather(index, outside)))
+            optimiser.step()
+            done += 1
+        if epoch % every == 0 or epoch == epochs:
+            curve.add(epoch, stretch)
+            stretch = []
+        if on_epoch:
+            on_epoch(epoch, handle)
+
+
+def _ordered(
+    handle: Handle, data: _Data, step: _Step, recipe: Recipe, steps: Tensor | None, rates: Tensor | None
+) -> None:
+    """Run exactly the stored steps at the stored rates (DD)."""
+    if steps is None or rates is None:
+        raise UserError("the recipe runs the set's own steps, but the set has none", hint="choose another recipe")
+    optimiser = _optimiser(handle, recipe, 1.0)
+    found = []
+    for index, rate in zip(steps, rates.tolist(), strict=True):
+        optimiser.param_groups[0]["lr"] = rate
+        found.append(step(*data.gather(index.expand(handle.size, -1), None)))
+        optimiser.step()
+    _Curve(handle).add(1, found)
+
+
+class _Curve:
+    """The training curve of the networks, and the check that some of them still are numbers."""
+
+    def __init__(self, handle: Handle) -> None:
+        self.handle = handle
+        self.epochs: list[int] = []
+        self.losses: list[Tensor] = []
+
+    def add(self, epoch: int, stretch: list[Tensor]) -> None:
+        """Append the mean losses since the point before. Raises `Diverged` if no network is finite any more."""
+        self.epochs.append(epoch)
+        self.losses.append(torch.stack(stretch).mean(0))
+        self.handle.curves = {"epoch": torch.tensor(self.epochs), "loss": torch.stack(self.losses, 1)}
+        if not bool(self.handle.finite().any()):
+            raise Diverged(f"the weights of all {self.handle.size} evaluation networks are NaN after epoch {epoch}")
+
+
+def _optimiser(handle: Handle, recipe: Recipe, base: float) -> torch.optim.Optimizer:
+    parameters = list(handle.params.values())
+    if recipe.optimiser == "adam":
+        return torch.optim.Adam(parameters, base, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(parameters, base, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+
+
+def _base_rate(recipe: Recipe, learned: float | None) -> float:
+    if recipe.lr != "learned":
+        return recipe.lr
+    if learned is None:
+        raise UserError("the recipe uses the learned rate, but this set has none", hint="give the recipe a rate: lr")
+    if not (math.isfinite(learned) and learned > 0):
+        raise UserError(f"the learned rate of this set is {learned}", hint="give the recipe a rate: lr")
+    return learned
