@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from bench.api import DistilledSet, Header
+from bench.data.preprocess import PREFIX as PREPROCESSING
 from bench.errors import UserError, nearest
 from bench.lazy import torch
 from bench.registry import DECODERS, METHODS
@@ -34,8 +35,6 @@ METADATA = "ddbench"
 FIELDS = ("images", "labels", "indices", "steps", "rates", "outliers")
 INTEGERS = ("indices", "steps")
 EXTRA = "extra/"
-PREPROCESSING = "preprocessing/"
-"""Prefix of the extra tensors that undo the preprocessing (a whitening matrix); they do not count as storage."""
 
 # ------------------------------------------------------------------------------------ making a set
 
@@ -44,7 +43,7 @@ def make_header(task: Task, method: Method, *, floats: Mapping[str, int] | None 
     """Return the header of what `method` made for `task`.
 
     floats: the budget; default that of plain images with hard labels. fields: further fields of `Header`
-    (`label_kind`, `learned_rate`, `decoder`, `outlier_weight`, `class_names`, ...).
+    (`label_kind`, `learned_rate`, `decoder`, `outlier_weight`, ...).
     """
     spec, kind = task.spec, type(method)
     raw = _raw_floats(spec.dataset.shape, spec.dataset.classes, spec.ipc) or spec.dataset.train_size * math.prod(
@@ -53,6 +52,7 @@ def make_header(task: Task, method: Method, *, floats: Mapping[str, int] | None 
     defaults: dict[str, Any] = {
         "dataset": spec.dataset.name,
         "classes": spec.dataset.classes,
+        "class_names": task.data.class_names,
         "shape": spec.dataset.shape,
         "preprocessing": spec.preprocessing,
         "ipc": spec.ipc,
@@ -73,23 +73,28 @@ def make_set(
 ) -> DistilledSet:
     """Return the checked set with header, budget and the tensors of the preprocessing filled in.
 
-    header: fields for `make_header` beyond what the task knows. tensors: further fields of `DistilledSet`.
-    Raises `UserError` if the parts do not fit together.
+    header: fields for `make_header` beyond what the task knows. tensors: further fields of `DistilledSet`. Floats of
+    another precision become float32. Raises `UserError` if the parts do not fit together.
     """
-    extra = {PREPROCESSING + name: value for name, value in task.data.tensors().items()} | tensors.pop("extra", {})
+    extra = {**task.data.tensors(), **tensors.pop("extra", {})}
     parts = {"images": images, "labels": labels, **tensors}
-    parts = {name: None if value is None else value.detach() for name, value in parts.items()}
+    parts = {name: None if value is None else _contract(value) for name, value in parts.items()}
     distilled = DistilledSet(make_header(task, method, **header), **parts, extra=extra)
     distilled.header = distilled.header.model_copy(update={"floats": budget(distilled)})
     return check(distilled, where=f"set of {distilled.header.method}")
+
+
+def _contract(tensor: Tensor) -> Tensor:
+    return tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
 
 
 def budget(distilled: DistilledSet) -> dict[str, int]:
     """Return how many numbers the set stands for.
 
     stored: floats that must be kept: images (also those a selection only points at), outliers, float labels, rates,
-    a learned rate and decoder tensors. decoded: floats of the images a network trains on, outliers included.
-    raw: floats of IPC real images per class (of as many images as there are labels where no IPC is set).
+    a learned rate and decoder tensors, but not what the preprocessing of the dataset needs. decoded: floats of the
+    images a network trains on, outliers included. raw: floats of IPC real images per class (of as many images as
+    there are labels where no IPC is set).
     """
     header, pixels = distilled.header, math.prod(distilled.header.shape)
     decoded = len(distilled.labels) * pixels

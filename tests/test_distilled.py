@@ -346,6 +346,19 @@ def test_mutated_bytes_give_a_valid_set_or_one_line(tmp_path):
     assert refusals > 200
 
 
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(sorted(Header.model_fields)), value=json_values, drop=st.booleans())
+def test_a_changed_header_gives_a_valid_set_or_one_line(tmp_path, name, value, drop):
+    fields = header(label_kind="logits").model_dump(mode="json") | {name: value}
+    if drop:
+        del fields[name]
+    (tmp_path / "set").write_bytes(with_header(json.dumps(fields), labels=torch.zeros(6, 3)))
+    try:
+        check(load(tmp_path / "set"))
+    except UserError:
+        refused(tmp_path / "set")
+
+
 # ------------------------------------------------------------------------------------ use
 
 
@@ -370,7 +383,8 @@ def task(shape=(1, 8, 8), ipc=2, seed=0, preprocessing="meanstd", tensors=None):
     spec = TaskSpec(dataset=info, ipc=ipc, network=NetSpec(), preprocessing=preprocessing, seed=seed)
     images = torch.randn(60, *shape)
     train = SimpleNamespace(size=60, images=lambda index: images[index])
-    return SimpleNamespace(spec=spec, data=SimpleNamespace(train=train, tensors=lambda: tensors or {}))
+    data = SimpleNamespace(train=train, class_names=("a", "b", "c"), tensors=lambda: tensors or {})
+    return SimpleNamespace(spec=spec, data=data)
 
 
 class Fixed(Method):
@@ -400,6 +414,7 @@ def test_the_header_is_what_task_and_method_say():
     assert (made.dataset, made.classes, made.shape, made.ipc, made.seed) == ("synthetic", 3, (1, 8, 8), 2, 5)
     assert (made.method, made.method_version, made.params) == (f"{__name__}:Fixed", 7, {"strength": 0.5})
     assert (made.preprocessing, made.label_kind) == ("zca-kip", "centred")
+    assert made.class_names == ("a", "b", "c")
     assert made.native_recipe == {"base": "review", "epochs": 2}
     assert made.network == asked.spec.network.model_dump()
     assert made.floats == {"stored": 384, "decoded": 384, "raw": 384}
@@ -416,16 +431,17 @@ def test_whole_has_the_budget_of_all_training_images():
 
 
 def test_make_set_carries_the_transform_and_the_budget():
-    asked = task(shape=(1, 2, 2), tensors={"matrix": torch.eye(4)})
+    asked = task(shape=(1, 2, 2), tensors={"preprocessing/matrix": torch.eye(4)})
     distilled = make_set(
         asked,
         Fixed(Fixed.Params()),
-        images=torch.zeros(6, 1, 2, 2, requires_grad=True),
+        images=torch.zeros(6, 1, 2, 2, requires_grad=True, dtype=torch.float64),
         labels=torch.zeros(6, 3),
         header={"label_kind": "logits", "learned_rate": 0.1},
     )
     assert list(distilled.extra) == ["preprocessing/matrix"]
     assert not distilled.images.requires_grad
+    assert distilled.images.dtype == torch.float32
     assert distilled.header.floats == {"stored": 24 + 18 + 1, "decoded": 24, "raw": 24}
     with pytest.raises(UserError, match="images have shape"):
         make_set(asked, Fixed(Fixed.Params()), images=torch.zeros(1), labels=torch.zeros(6).long(), header={})
