@@ -197,7 +197,8 @@ def fit(kind: str, train: Tensor, device: torch.device, ridge: float = RIDGE) ->
     moment, means, norms = _moment(rows, centre, unit)
     covariance = moment / (n - 1 if kind == "zca-kornia" else n)
     absolute = ridge if kind == "zca-kornia" else ridge * covariance.trace() / len(covariance)
-    rank = None if kind == "zca-kornia" else n
+    # n centred images span n - 1 directions; the papers' code counts n, and so scales one arbitrary empty direction
+    rank = None if kind == "zca-kornia" else n - (centre is not None)
     return Transform(
         kind,
         shape,
@@ -214,7 +215,7 @@ def fit(kind: str, train: Tensor, device: torch.device, ridge: float = RIDGE) ->
 def whitening(covariance: Tensor, ridge: float | Tensor, rank: int | None = None) -> Tensor:
     """Return T = U (S + ridge)^(-1/2) U' of a covariance [d, d] = U S U', float64.
 
-    rank: number of images; where it is below d, directions beyond it are passed on unscaled (KIP and FRePo).
+    rank: directions the images can span; where it is below d, the others are passed on unscaled (KIP and FRePo).
     """
     values, vectors = torch.linalg.eigh(covariance)
     scales = (values.clamp_min(0) + ridge).rsqrt()
