@@ -352,7 +352,7 @@ def by_hand(task, epochs, batch):
 
 def test_dynamics_is_the_training_it_describes(make_task):
     def confused():  # random labels: nothing is learned for good
-        task = make_task(ipc=None)
+        task = make_task(ipc=None, network="convnet-bn-w4-d2")
         order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
         task.dataset = reordered(task.dataset, torch.arange(60), labels=task.dataset.train.labels[order])
         return task
