@@ -114,6 +114,7 @@ def train(
     """
     from bench import augment, nets
 
+    recipe = recipe.on(augment.resolve(recipe.augment, info))
     if recipe.init is not None:
         spec = spec.model_copy(update={"init": recipe.init})
     spec = nets.resolve(spec, info.shape)
@@ -133,7 +134,7 @@ def train(
         images,
         target if target.dtype == torch.int64 else target.to(images.dtype),
         outliers if weight and not recipe.use_steps else None,
-        augment.get(augment.resolve(recipe.augment, info)),
+        augment.get(recipe.augment),
         rngs,
     )
     step = _Step(handle, loss, weight or 0.0, _precision(recipe.precision, images.device))

@@ -25,6 +25,13 @@ def test_fields_come_from_the_base():
     assert resolve({"lr": 0.5}, base=RECIPES["dc"]).epochs == 300
 
 
+def test_dc_trains_longer_where_it_augments():
+    on_mnist, elsewhere = RECIPES["dc"].on("dc:crop_scale_rotate"), RECIPES["dc"].on("none")
+    assert (on_mnist.passes, elsewhere.passes) == (1001, 301)
+    assert (on_mnist.augment, elsewhere.augment) == ("dc:crop_scale_rotate", "none")
+    assert resolve({"base": "dc", "epochs": 5}).on("dc:crop_scale_rotate").passes == 6
+
+
 def test_one_length_replaces_the_other():
     assert resolve({"base": "frepo", "epochs": 3}).steps is None
     assert resolve({"base": "dd", "epochs": 3}).use_steps is False
@@ -48,6 +55,7 @@ def test_resolved_fields_survive_json(name):
         ({"epochs": "3"}, "epochs"),
         ({"epochs": 3, "steps": 3}, "exactly one"),
         ({"steps": 3}, "half_reset needs epochs"),
+        ({"steps": 3, "schedule": "constant", "epochs_augmented": 3}, "epochs_augmented needs epochs"),
         ({"schedule": "step", "milestones": [0.9, 0.1]}, "milestones"),
         ({"optimiser": "lbfgs"}, "optimiser"),
     ],
@@ -67,13 +75,20 @@ def test_labels():
     assert label(RECIPES["dc"]) == "dc"
     assert label(resolve({"epochs": 100, "batch": 64})) == "review(epochs=100, batch=64)"
     assert label(resolve({"base": "frepo", "steps": 1000})) == "frepo(steps=1000)"
+    assert label(resolve({"base": "dc", "epochs": 5})) == "dc(epochs=5)"
     assert label(resolve({"steps": 7, "schedule": "step", "milestones": [0.25, 0.75]})) == (
         "review(steps=7, schedule=step, milestones=0.25/0.75)"
     )
 
 
 def test_labels_tell_recipes_apart():
-    recipes = [Recipe(epochs=300), Recipe(epochs=300, select="best-test"), Recipe(epochs=301), *RECIPES.values()]
+    recipes = [
+        Recipe(epochs=300),
+        Recipe(epochs=300, augment="dc"),
+        Recipe(epochs=300, select="best-test"),
+        Recipe(epochs=301),
+        *RECIPES.values(),
+    ]
     assert len({label(r) for r in recipes}) == len(set(recipes))
 
 
