@@ -32,7 +32,7 @@ VALIDATION_SHARE = 0.1
 class NetworksParams(Params):
     """The fields of a `bench.api.Training`."""
 
-    network: NetSpec = Field(default_factory=NetSpec, description="architecture to train")
+    network: NetSpec = Field(description="architecture to train")
     recipe: dict[str, Any] = param({}, "how to train: fields of bench.train.recipe.Recipe; those left out of `review`")
     replicates: int = param(5, "networks trained at once", ge=1)
     snapshot: int | None = param(None, "outer step of the intermediate set; None: the final one", unit="steps")

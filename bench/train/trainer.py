@@ -12,7 +12,7 @@ whatever E is and whatever happens to its neighbours: one that diverges leaves t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +21,7 @@ from bench.api import DatasetInfo, LabelKind, NetSpec
 from bench.errors import Diverged, UserError
 from bench.lazy import torch
 from bench.train import losses, schedule
+from bench.train.batches import Batches
 from bench.train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -112,42 +113,50 @@ def train(
         UserError: the set lacks what the recipe asks for.
         Diverged: the weights of all networks became NaN or infinite (one alone only spoils its own results).
     """
-    from bench import augment, nets
+    from bench import augment
 
     recipe = recipe.on(augment.resolve(recipe.augment, info))
+    batch = steps.shape[1] if recipe.use_steps and steps is not None else min(recipe.batch, len(images))
+    handle = _fresh(spec, recipe, info, rngs, images, stack, batch)
+    loss, target = losses.targets(labels, label_kind, recipe.loss, info.classes, recipe.temperature)
+    if target.is_floating_point():
+        target = target.to(images.dtype)
+    weight = outlier_weight if recipe.outlier_weight == "set" else recipe.outlier_weight
+    exposed = outliers if weight and not recipe.use_steps else None
+    data = Batches(images, target, exposed, augment.get(recipe.augment), rngs)
+    step = _Step(handle, loss, weight or 0.0, _precision(recipe.precision, images.device))
+    if recipe.use_steps:
+        _ordered(handle, data, step, recipe, steps, rates, on_epoch)
+    else:
+        _epochs(handle, data, step, recipe, _base_rate(recipe, rate), on_epoch)
+    for parameter in handle.params.values():
+        parameter.requires_grad_(False).grad = None
+    return handle
+
+
+def _fresh(
+    spec: NetSpec,
+    recipe: Recipe,
+    info: DatasetInfo,
+    rngs: Sequence[Generator],
+    images: Tensor,
+    stack: Stack,
+    batch: int,
+) -> Handle:
+    """Return untrained networks in the precision and on the device of the images."""
+    from bench import nets
+
     if recipe.init is not None:
         spec = spec.model_copy(update={"init": recipe.init})
     spec = nets.resolve(spec, info.shape)
     module, params, buffers = nets.stack(spec, info.shape, info.classes, rngs, images.device)
-    batch = min(recipe.batch, len(images)) if steps is None or not recipe.use_steps else steps.shape[1]
-    stack = choose_stack(stack, images.device, spec, info.shape, batch)  # type: ignore[assignment]
-    handle = Handle(
+    return Handle(
         spec,
-        module,
+        module.train(),
         {k: v.detach().to(images.dtype).requires_grad_() for k, v in params.items()},
         {k: v.detach().to(images.dtype) if v.is_floating_point() else v for k, v in buffers.items()},
-        stack,
+        choose_stack(stack, images.device, spec, info.shape, batch),
     )
-    loss, target = losses.targets(labels, label_kind, recipe.loss, info.classes, recipe.temperature)
-    weight = outlier_weight if recipe.outlier_weight == "set" else recipe.outlier_weight
-    data = _Data(
-        images,
-        target if target.dtype == torch.int64 else target.to(images.dtype),
-        outliers if weight and not recipe.use_steps else None,
-        augment.get(recipe.augment),
-        rngs,
-    )
-    step = _Step(handle, loss, weight or 0.0, _precision(recipe.precision, images.device))
-    module.train()
-    if recipe.use_steps:
-        _ordered(handle, data, step, recipe, steps, rates)
-    else:
-        _epochs(handle, data, step, recipe, _base_rate(recipe, rate), on_epoch)
-    if recipe.use_steps and on_epoch:
-        on_epoch(1, handle)
-    for parameter in handle.params.values():
-        parameter.requires_grad_(False).grad = None
-    return handle
 
 
 def predict(handle: Handle, batches: Iterable[Tensor]) -> Tensor:
@@ -174,54 +183,6 @@ def predict(handle: Handle, batches: Iterable[Tensor]) -> Tensor:
             parts.append(logits.float())
     module.train(training)
     return torch.cat(parts, 1)
-
-
-# ---------------------------------------------------------------------------------------------- data
-
-
-@dataclass
-class _Data:
-    """The set, and what a batch of all networks is made of: indices [E, b] in, images [E, b, c, h, w] out."""
-
-    images: Tensor
-    target: Tensor
-    outliers: Tensor | None
-    augment: Any
-    rngs: Sequence[Generator]
-
-    @property
-    def device(self) -> torch.device:
-        return self.images.device
-
-    def orders(self, size: int) -> Tensor:
-        """Return one shuffle per network, int64 [E, size]."""
-        drawn = [torch.randperm(size, generator=rng, device=rng.device) for rng in self.rngs]
-        return torch.stack(drawn).to(self.device)
-
-    def epoch(self, batch: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Yield the indices of the images and of the outliers of each batch, in new shuffles.
-
-        With outliers, two loaders run side by side and the shorter one ends the epoch (TrustDD's code).
-        """
-        inside = self.orders(len(self.images)).split(batch, 1)
-        if self.outliers is None:
-            yield from ((index, None) for index in inside)
-        else:
-            yield from zip(inside, self.orders(len(self.outliers)).split(batch, 1), strict=False)
-
-    def batches(self, batch: int) -> int:
-        """Return the number of batches of an epoch."""
-        count = math.ceil(len(self.images) / batch)
-        return count if self.outliers is None else min(count, math.ceil(len(self.outliers) / batch))
-
-    def gather(self, index: Tensor, outside: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return augmented images [E, b (+ b'), c, h, w], outliers last, and targets [E, b] or [E, b, K]."""
-        images = self.images[index]
-        if outside is not None and self.outliers is not None:
-            images = torch.cat([images, self.outliers[outside]], 1)
-        flat = images.flatten(0, 1)
-        draw = self.augment.draw(flat.shape, self.rngs, groups=len(self.rngs), shared=False)
-        return self.augment.apply(flat, draw).view_as(images), self.target[index]
 
 
 # ---------------------------------------------------------------------------------------------- one step
@@ -287,14 +248,14 @@ def _precision(name: str, device: torch.device) -> Callable[[], AbstractContextM
 
 def _epochs(
     handle: Handle,
-    data: _Data,
+    data: Batches,
     step: _Step,
     recipe: Recipe,
     base: float,
     on_epoch: Callable[[int, Handle], None] | None,
 ) -> None:
     """Train on shuffled batches to the end of the recipe."""
-    per_epoch = data.batches(recipe.batch)
+    per_epoch = data.per_epoch(recipe.batch)
     total = schedule.total_steps(recipe, per_epoch)
     reset = schedule.reset_step(recipe, per_epoch)
     epochs = handle.epochs = math.ceil(total / per_epoch)
@@ -319,7 +280,13 @@ def _epochs(
 
 
 def _ordered(
-    handle: Handle, data: _Data, step: _Step, recipe: Recipe, steps: Tensor | None, rates: Tensor | None
+    handle: Handle,
+    data: Batches,
+    step: _Step,
+    recipe: Recipe,
+    steps: Tensor | None,
+    rates: Tensor | None,
+    on_epoch: Callable[[int, Handle], None] | None,
 ) -> None:
     """Run exactly the stored steps at the stored rates (DD)."""
     if steps is None or rates is None:
@@ -331,6 +298,8 @@ def _ordered(
         found.append(step(*data.gather(index.expand(handle.size, -1), None)))
         optimiser.step()
     _Curve(handle).add(1, found)
+    if on_epoch:
+        on_epoch(1, handle)
 
 
 class _Curve:
