@@ -206,6 +206,9 @@ class Task(Protocol):
     def artifact(self, name: str) -> dict[str, Tensor]:
         """Return the tensors of what `needs` asked for under this name."""
 
+    def artifact_slice(self, name: str, tensor: str) -> Any:
+        """Return one tensor of an artifact that is read as it is indexed (`get_shape()`, `rows[i, j]`)."""
+
     def distilled(self) -> DistilledSet:
         """Return the distilled set under evaluation."""
 
@@ -223,6 +226,8 @@ class Method(ABC):
     version: ClassVar[int] = 1
     title: ClassVar[str]
     citation: ClassVar[str]
+    budget_free: ClassVar[bool] = False
+    """True where the IPC means nothing (the whole dataset): such a method is planned once per dataset."""
     augment: ClassVar[str] = "none"
     """Augmentation while distilling where the suite says nothing: none, dsa (by dataset), or explicit."""
 
@@ -238,6 +243,11 @@ class Method(ABC):
     def preprocessing(cls, params: Any, dataset: DatasetInfo) -> str:
         """Return the preprocessing id this method distils in where the suite says nothing."""
         return "meanstd"
+
+    @classmethod
+    def network(cls, params: Any, dataset: DatasetInfo) -> NetSpec | None:
+        """Return the network this method distils with where the suite says nothing; None: the field's ConvNet."""
+        return None
 
     @classmethod
     def needs(cls, params: Any, spec: TaskSpec) -> Mapping[str, Need]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -117,6 +118,10 @@ class LiveTask:
     def artifact(self, name: str) -> dict[str, Tensor]:
         """Return the tensors of the artifact asked for under `name`."""
         return load_file(self.inputs[name] / "tensors.safetensors", device=str(self.device))
+
+    def artifact_slice(self, name: str, tensor: str) -> Any:
+        """Return one tensor of an artifact that is read as it is indexed."""
+        return safe_open(self.inputs[name] / "tensors.safetensors", framework="pt").get_slice(tensor)
 
     def phase(self, name: Literal["data", "network", "set", "evaluation"]) -> AbstractContextManager[None]:
         """Book the time inside the block on a phase of the cost table."""

@@ -30,6 +30,19 @@ class Double(Part):
         return super().pixels(index).double()
 
 
+class Rows:
+    """A tensor read as it is indexed, with the interface of a slice of a safetensors file."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def get_shape(self) -> list[int]:
+        return list(self.tensor.shape)
+
+    def __getitem__(self, place: Any) -> Tensor:
+        return self.tensor[place]
+
+
 class FakeTask:
     """The contract of `bench.api.Task` on a dataset made by the test, which also hands in the artifacts."""
 
@@ -68,6 +81,9 @@ class FakeTask:
 
     def artifact(self, name: str) -> dict[str, Tensor]:
         return self.artifacts[name]
+
+    def artifact_slice(self, name: str, tensor: str) -> Any:
+        return Rows(self.artifacts[name][tensor])
 
     def distilled(self) -> DistilledSet:
         raise AssertionError("a method does not read a distilled set")
