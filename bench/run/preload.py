@@ -1,0 +1,18 @@
+"""What the fork server imports besides torch, so that no cell pays for it: everything heavy that cells may use.
+
+A part that does not import is left to the cells that need it, which then say so themselves.
+"""
+
+import importlib
+from contextlib import suppress
+
+MODULES = (
+    "torch._dynamo",  # else imported by the first torch.optim optimiser of every cell
+    "sklearn.datasets",
+    "bench.task",
+    "bench.distil",
+)
+
+for module in MODULES:
+    with suppress(Exception):
+        importlib.import_module(module)

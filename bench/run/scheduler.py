@@ -1,0 +1,373 @@
+"""Runs a plan: what the store lacks is computed in the order of dependencies, the rest is left alone.
+
+The store is the only truth. The scheduler compares the plan with it, hands what is missing to an executor, and
+derives the records from what was published; killed at any moment and started again, it finds everything that was
+finished. Nothing of its decisions reaches a computation, so results do not depend on how many cells run at once.
+
+Torch-free: a run with nothing to do costs the reading of its results.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.errors import UserError
+from bench.run import outputs, provenance
+from bench.run.board import DONE, FAILED, Board
+from bench.run.executors import EXECUTORS, GRACE, Executor
+from bench.run.job import Job, Outcome, Progress
+from bench.run.store import Damaged, Store
+
+WRITE_SECONDS = 3.0
+"""Least time between two updates of records.jsonl and states.jsonl while cells end."""
+POLL_SECONDS = 0.2
+"""How often signals, time limits and the claims of other runners are looked at."""
+DAMAGE_LIMIT = 2
+"""How often one cell is computed again because its stored result turned out damaged."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something happened to a cell: its state is now `state`, or `progress` tells where it is.
+
+    state `damaged`: the stored result cannot be trusted, was moved aside and is computed again.
+    """
+
+    cell: Any
+    state: str
+    reason: str = ""
+    seconds: float | None = None
+    progress: Progress | None = None
+
+
+@dataclass
+class RunSummary:
+    """How a run ended. counts: cells by state; failures: (cell, state, reason) of all others than ok and cached."""
+
+    counts: dict[str, int]
+    failures: list[tuple[Any, str, str]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0 where every cell has a result, else 1."""
+        return int(any(state not in DONE for state, count in self.counts.items() if count))
+
+
+def run_plan(
+    plan: Any,
+    store: Store,
+    *,
+    jobs: int | None = None,
+    device: str = "auto",
+    executor: str = "local",
+    fail_fast: bool = False,
+    timeout: float | None = None,
+    progress: bool = True,
+    on_event: Callable[[Event], None] | None = None,
+) -> RunSummary:
+    """Compute what `store` lacks of `plan` and write suite.json, records.jsonl and states.jsonl into its root.
+
+    jobs: cells at once; default: one per core on a CPU, one on a GPU. timeout: seconds per cell; default: the suite's
+    limit. progress: show it. on_event: called for each `Event`.
+
+    Raises `UserError` for a device or executor that does not exist, and `KeyboardInterrupt` after SIGINT or SIGTERM,
+    when the running cells have had a moment for a last checkpoint and everything finished is written.
+    """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        raise UserError(f"unknown device {device!r}", hint="auto, cpu, cuda, cuda:<k> or mps")
+    make = EXECUTORS.get(executor)
+    jobs = jobs or default_jobs(device)
+    timeout = timeout or plan.suite.spec.limits.seconds
+    with _display(progress, plan, jobs) as show:
+        listeners = [listener for listener in (show, on_event) if listener]
+        runner = _Runner(plan, store, device, timeout, fail_fast, listeners)
+        runner.executor, runner.jobs = make(jobs, runner.progressed), jobs
+        return runner.run()
+
+
+def default_jobs(device: str) -> int:
+    """Return how many cells run at once where nobody says: one per core on a CPU, one where there is a GPU."""
+    gpu = device.startswith(("cuda", "mps")) or (device == "auto" and Path("/dev/nvidiactl").exists())
+    return 1 if gpu else provenance.usable_cores()
+
+
+def states(plan: Any, store: Store) -> list[tuple[Any, str, str]]:
+    """Return (cell, state, reason) for every cell of a plan, as the store tells it; nothing is changed."""
+    board = Board(plan.cells)
+    for cell in plan.cells:
+        try:
+            if store.result(cell.key):
+                board.done(cell.key, "cached")
+        except Damaged as error:
+            board.reason[cell.key] = f"the stored result is damaged and will be computed again: {error}"
+    for cell in plan.cells:
+        if board.state[cell.key] != "planned":
+            continue
+        if store.claimed(cell.key):
+            board.state[cell.key] = "running"
+        elif failure := store.failure(cell.key):
+            board.fail(cell.key, failure["state"], failure["reason"])
+    found = [(cell, board.state[cell.key], board.reason[cell.key]) for cell in plan.cells]
+    return found + [(cell, "skipped", cell.skip) for cell in plan.skipped]
+
+
+class _Runner:
+    """One run: the board, the executor, and the files that follow the board."""
+
+    executor: Executor
+    jobs: int
+
+    def __init__(
+        self,
+        plan: Any,
+        store: Store,
+        device: str,
+        timeout: float | None,
+        fail_fast: bool,
+        listeners: list[Callable[[Event], None]],
+    ) -> None:
+        self.plan, self.store, self.device, self.timeout = plan, store, device, timeout
+        self.fail_fast, self.listeners = fail_fast, listeners
+        self.board = Board(plan.cells)
+        self.interrupts = 0
+        self._submitting = False
+        self._begin = time.monotonic()
+        self._seconds: dict[str, float] = {}
+        self._records: dict[str, list[str]] = {}
+        self._elsewhere: dict[str, Any] = {}  # claimed by others: key -> the failure known when we began to wait
+        self._damaged: Counter[str] = Counter()
+        self._write_at = 0.0
+
+    # -------------------------------------------------------------------------------- the course of a run
+
+    def run(self) -> RunSummary:
+        """Compute what is missing."""
+        self._compare()
+        outputs.write_changed(self.store.root / "suite.json", outputs.manifest(self.plan))
+        self.board.open()
+        with self._signals():
+            try:
+                self._loop()
+            except KeyboardInterrupt:
+                self.interrupts = max(self.interrupts, 1)
+            if self.interrupts or self.board.running:
+                try:
+                    self._wind_up()
+                finally:
+                    self.executor.kill()
+        self._write()
+        if self.interrupts:
+            raise KeyboardInterrupt
+        failures = [
+            (cell, self.board.state[cell.key], self.board.reason[cell.key])
+            for cell in self.plan.cells
+            if self.board.state[cell.key] not in DONE
+        ]
+        counts = {state: count for state, count in self.board.counts.items() if count}
+        return RunSummary(counts, failures, time.monotonic() - self._begin)
+
+    def _compare(self) -> None:
+        """Mark what the store has; warm the executor up as soon as something is missing."""
+        warm = False
+        for cell in self.plan.cells:
+            if not self._load(cell.key, "cached") and not warm:
+                self.executor.start()
+                warm = True
+
+    def _loop(self) -> None:
+        poll_at = 0.0
+        while not self.interrupts:
+            self._launch()
+            if not self.board.running:
+                if not self._elsewhere:
+                    return
+                time.sleep(POLL_SECONDS)
+            for outcome in self.executor.wait(POLL_SECONDS) if self.board.running else ():
+                self._ended(outcome)
+                if self.fail_fast and outcome.state in FAILED:
+                    return
+            now = time.monotonic()
+            if self._elsewhere and now >= poll_at:
+                self._look_elsewhere()
+                poll_at = now + POLL_SECONDS
+            if now >= self._write_at:
+                self._write()
+
+    def _launch(self) -> None:
+        """Start cells until nothing more may start."""
+        while not self.interrupts and len(self.board.running) < self.jobs:
+            key = self.board.take()
+            if key is None:
+                return
+            cell = self.board.cells[key]
+            if self.store.claimed(key):
+                self._wait_elsewhere(key)
+                continue
+            self._tell(Event(cell, "running"))
+            job = Job(
+                self.store.root.absolute(),
+                key,
+                cell.kind,
+                cell.label,
+                dict(cell.config),
+                dict(cell.inputs),
+                self.device,
+                self.timeout,
+                provenance.environment(),
+            )
+            self._submitting = True  # from here on a signal may interrupt: this can take as long as importing torch
+            try:
+                self.executor.submit(job)
+            finally:
+                self._submitting = False
+
+    def _ended(self, outcome: Outcome) -> None:
+        """Take note of the end of a try."""
+        key = outcome.key
+        self._seconds[key] = outcome.seconds
+        if outcome.state == "claimed":
+            self._wait_elsewhere(key)
+        elif outcome.state == "damaged":
+            self._repair(key, outcome.damaged)
+        elif outcome.state == "stopped":
+            self.board.again(key)
+        elif outcome.state == "ok":
+            if not self._load(key, "ok"):
+                self._failed(key, "failed", "the result vanished from the store, or was damaged there")
+        else:
+            self._failed(key, outcome.state, outcome.reason)
+
+    def _wind_up(self) -> None:
+        """Stop what runs, let it write its checkpoints, and kill what does not end."""
+        deadline = time.monotonic() + GRACE + 1.0
+        self.executor.stop()
+        while self.board.running and time.monotonic() < deadline and self.interrupts < 2:
+            for outcome in self.executor.wait(POLL_SECONDS):
+                self._ended(outcome)
+        for key in (*self.board.running, *self._elsewhere):
+            self.board.again(key)
+
+    # -------------------------------------------------------------------------------- what happens to one cell
+
+    def _load(self, key: str, state: str) -> bool:
+        """Mark a cell finished if the store has a sound result; what is damaged is moved aside."""
+        try:
+            result = self.store.result(key)
+        except Damaged as error:
+            self._discard(key, str(error))
+            return False
+        if result is None:
+            return False
+        cell = self.board.cells[key]
+        self._seconds[key] = result["seconds"]
+        self._records[key] = outputs.record_lines(self.plan, cell, result)
+        self.board.done(key, state)
+        self._tell(Event(cell, state, seconds=result["seconds"]))
+        return True
+
+    def _failed(self, key: str, state: str, reason: str) -> None:
+        skipped = self.board.fail(key, state, reason)
+        for other in (key, *skipped):
+            cell = self.board.cells[other]
+            self._tell(Event(cell, self.board.state[other], self.board.reason[other], self._seconds.get(other)))
+
+    def _repair(self, key: str, damaged: Mapping[str, str]) -> None:
+        """Have damaged inputs computed again, and then the cell that found them."""
+        for bad, why in damaged.items():
+            lost = bad not in self.board.cells or self.board.state[bad] in FAILED
+            if lost or self._damaged[bad] >= DAMAGE_LIMIT:
+                label = self.board.cells[bad].label if bad in self.board.cells else bad
+                self._failed(key, "failed", f"its input {label} cannot be used: {why}")
+                return
+        self.board.again(key)
+        for bad, why in damaged.items():
+            if self.board.state[bad] in DONE:  # else another cell has noticed before
+                self._discard(bad, why)
+                self.board.again(bad)
+
+    def _discard(self, key: str, why: str) -> None:
+        self._damaged[key] += 1
+        self.store.discard(key)
+        self._tell(Event(self.board.cells[key], "damaged", f"the stored result was damaged and moved aside: {why}"))
+
+    def _wait_elsewhere(self, key: str) -> None:
+        self.board.leave(key)
+        self._elsewhere[key] = self.store.failure(key)
+
+    def _look_elsewhere(self) -> None:
+        """See what became of the cells that another runner has claimed."""
+        for key, known in list(self._elsewhere.items()):
+            if self.store.claimed(key):
+                continue
+            del self._elsewhere[key]
+            if self._load(key, "cached"):
+                continue
+            failure = self.store.failure(key)
+            if failure is not None and failure != known:
+                self._failed(key, failure["state"], failure["reason"])
+            else:
+                self.board.again(key)
+
+    # -------------------------------------------------------------------------------- telling and writing
+
+    def progressed(self, progress: Progress) -> None:
+        """Pass on what a running cell says."""
+        self._tell(Event(self.board.cells[progress.key], "running", progress=progress))
+
+    def _tell(self, event: Event) -> None:
+        for listener in self.listeners:
+            listener(event)
+
+    def _write(self) -> None:
+        """Bring records.jsonl and states.jsonl up to date."""
+        begin = time.monotonic()
+        board, root = self.board, self.store.root
+        records = [line for cell in self.plan.cells for line in self._records.get(cell.key, ())]
+        rows = [
+            outputs.state_line(cell, board.state[cell.key], board.reason[cell.key], self._seconds.get(cell.key))
+            for cell in self.plan.cells
+        ] + [outputs.state_line(cell, "skipped", cell.skip, None) for cell in self.plan.skipped]
+        outputs.write_changed(root / "records.jsonl", records)
+        outputs.write_changed(root / "states.jsonl", rows)
+        now = time.monotonic()
+        self._write_at = now + max(WRITE_SECONDS, 20 * (now - begin))  # at most a twentieth of the time goes here
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Take SIGINT and SIGTERM as the wish to end; the second one ends everything at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def wish(signum: int, frame: Any) -> None:
+            self.interrupts += 1
+            if self._submitting or self.interrupts > 1:
+                raise KeyboardInterrupt
+
+        before = {number: signal.signal(number, wish) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _display(wanted: bool, plan: Any, jobs: int) -> Iterator[Callable[[Event], None] | None]:
+    if not wanted:
+        yield None
+        return
+    from bench.run.progress import display
+
+    with display(plan.cells, jobs) as show:
+        yield show
