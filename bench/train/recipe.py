@@ -101,6 +101,9 @@ RECIPES: dict[str, Recipe] = {
         optimiser="adam", lr=3e-4, momentum=0.0, weight_decay=0.0, steps=2000, batch=500, schedule="warmup_cosine",
         warmup=500, final=0.01, augment="frepo", init="lecun",
     ),
+    # KIP, transfer to finite networks in the released notebook. Its rate comes from the empirical tangent kernel and a
+    # grid search, which a fixed recipe cannot repeat: 0.01 is this benchmark's choice.
+    "kip": Recipe(steps=5000, batch=100, weight_decay=1e-3, schedule="cosine"),
     # Training on all real images; 200 epochs is this benchmark's choice, the papers do not state theirs.
     "whole": Recipe(epochs=200, augment="dsa"),
 }  # fmt: skip
