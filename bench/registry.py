@@ -68,6 +68,12 @@ METHODS = Registry(
         "dc": "methods.dc:DC",
         "dsa": "methods.dsa:DSA",
         "dm": "methods.dm:DM",
+        "dd": "methods.dd:DD",
+        "mtt": "methods.mtt:MTT",
+        "tesla": "methods.tesla:TESLA",
+        "kip": "methods.kip:KIP",
+        "label_solve": "methods.label_solve:LabelSolve",
+        "frepo": "methods.frepo:FRePo",
     },
     "ddbench.methods",
 )
@@ -77,6 +83,7 @@ EVALUATORS = Registry(
         "accuracy": "evaluators.accuracy:Accuracy",
         "cross_arch": "evaluators.cross_arch:CrossArch",
         "cost": "evaluators.cost:Cost",
+        "krr": "evaluators.krr:KernelRegression",
     },
     "ddbench.evaluators",
 )
@@ -85,6 +92,7 @@ ARTIFACTS = Registry(
     {
         "networks": "bench.train.networks:Networks",
         "dynamics": "methods.dynamics:Dynamics",
+        "experts": "methods.experts:Experts",
     },
     "ddbench.artifacts",
 )

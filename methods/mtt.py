@@ -1,0 +1,218 @@
+"""MTT: Dataset Distillation by Matching Training Trajectories.
+
+Cazenavette, Wang, Torralba, Efros, Zhu, CVPR 2022 (arXiv 2203.11932). A student starts at an expert's weights after s
+epochs on real data, takes N steps on the synthetic images, and should land where the expert is M epochs later:
+
+    loss = ||theta_N - theta*||^2 / ||theta_0 - theta*||^2
+
+Learned are the images and the student's learning rate.
+
+Where this differs from the released code: the gradient of the N steps is recomputed step by step instead of stored
+(`bench.unroll`), which is the same gradient with memory that does not grow with N; expert and start epoch are drawn
+independently in every iteration, where the code passes through the buffer file by file; the result is the last
+iterate, where the code keeps the best by test accuracy. CIFAR-100 is normalised with its own constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from bench.api import DatasetInfo, DistilledSet, Method, Need, Params, Preset, TaskSpec, param
+from bench.distilled import make_set
+from bench.lazy import F, torch
+from methods import experts
+from methods.matching import Pixels
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bench.api import Task
+    from bench.augment import Draw
+    from bench.unroll import Batch, Mode
+
+COMMANDS = "commands of the MTT authors in DC-BENCH, methods/tm"
+# dataset, IPC: syn_steps, expert_epochs, max_start_epoch, lr_img, lr_lr, lr_init, batch_syn, zca
+ROWS: dict[tuple[str, int], tuple[int, int, int, float, float, float, int | None, bool]] = {
+    ("cifar10", 1): (50, 2, 2, 1e2, 1e-7, 1e-2, None, True),
+    ("cifar10", 10): (30, 2, 20, 1e2, 1e-5, 1e-3, None, True),
+    ("cifar10", 50): (30, 2, 40, 1e3, 1e-5, 1e-3, None, False),
+    ("cifar100", 1): (20, 3, 20, 1e3, 1e-5, 1e-2, None, True),
+    ("cifar100", 10): (20, 2, 20, 1e3, 1e-5, 1e-2, None, False),
+    ("cifar100", 50): (80, 2, 40, 1e3, 1e-5, 1e-2, 125, True),
+    ("tiny_imagenet", 1): (10, 2, 10, 1e4, 1e-4, 1e-2, None, False),
+    ("tiny_imagenet", 10): (20, 2, 40, 1e4, 1e-4, 1e-2, 200, False),
+    ("tiny_imagenet", 50): (20, 2, 40, 1e4, 1e-4, 1e-2, 300, False),
+}
+FIELDS = ("syn_steps", "expert_epochs", "max_start_epoch", "lr_img", "lr_lr", "lr_init", "batch_syn", "zca")
+
+
+class TrajectoryParams(Params):
+    """Hyper-parameters that MTT and TESLA share."""
+
+    iterations: int = param(5000, "outer iterations; one more is run, as in the released code", ge=0)
+    syn_steps: int = param(20, "N, steps of the student", unit="steps", ge=1)
+    expert_epochs: int = param(3, "M, epochs the expert is ahead", unit="epochs", ge=1)
+    max_start_epoch: int = param(25, "start epochs are drawn below this", unit="epochs", ge=1)
+    lr_img: float = param(1000.0, "rate of the images", gt=0)
+    lr_lr: float = param(1e-5, "rate of the learned rate", ge=0)
+    lr_init: float = param(0.01, "the student's rate at the start", gt=0)
+    momentum: float = param(0.5, "momentum of both outer optimisers", source="MTT, released code", ge=0, lt=1)
+    batch_syn: int | None = param(None, "images of one student step; None: all of them", unit="images", ge=1)
+    zca: bool = param(False, "distil in ZCA-whitened space (kornia, eps 0.1)")
+    init: Literal["real", "noise"] = param("real", "first images", source="MTT, released code")
+    experts: int = param(100, "expert networks", source="MTT, released commands", ge=1)
+    train_epochs: int = param(50, "epochs of each expert", unit="epochs", source="MTT, released commands", ge=1)
+
+
+class MTT(Method):
+    """Match the weights of a student on synthetic images with those of experts on real images.
+
+    `sweep`: `exact` differentiates the whole student; `window` only its last `window` steps.
+    """
+
+    class Params(TrajectoryParams):
+        """Hyper-parameters of MTT."""
+
+        sweep: Literal["exact", "window"] = param("exact", "how far the gradient goes back", source="ours: window")
+        window: int | None = param(None, "steps of `sweep: window`", unit="steps", ge=1)
+
+    title = "MTT: matching training trajectories"
+    citation = "Cazenavette et al., Dataset Distillation by Matching Training Trajectories, CVPR 2022, arXiv 2203.11932"
+    augment: ClassVar[str] = "dsa"
+
+    @classmethod
+    def preset(cls, dataset: DatasetInfo, ipc: int) -> Preset:
+        """Return the authors' commands; for other data the nearest of them, without a source."""
+        row = ROWS.get((dataset.family, ipc))
+        values = dict(zip(FIELDS, row or ROWS["cifar10", 1 if ipc < 10 else 10], strict=True))
+        return Preset(values if row else values | {"zca": False}, COMMANDS if row else None)
+
+    @classmethod
+    def preprocessing(cls, params: Any, dataset: DatasetInfo) -> str:
+        """Return whitening where the parameters ask for it."""
+        return "zca-kornia" if params.zca else "meanstd"
+
+    @classmethod
+    def needs(cls, params: Any, spec: TaskSpec) -> Mapping[str, Need]:
+        """Ask for the expert buffer; all IPC share it."""
+        return {"experts": experts.need(params.experts, params.train_epochs)}
+
+    @classmethod
+    def native_recipe(cls, params: Any, spec: TaskSpec) -> Mapping[str, Any]:
+        """Return the paper's evaluation: the DSA trainer at the learned rate."""
+        return {"base": "mtt"}
+
+    @property
+    def steps(self) -> int:
+        """Return the number of outer iterations."""
+        return self.params.iterations + 1
+
+    def start(self, task: Task) -> None:
+        """Draw the first images, set the student's rate, and open the expert buffer."""
+        from bench.unroll import Flat
+
+        p = self.params
+        self.task = task
+        self.set = Pixels(task, init=p.init, rate=p.lr_img, momentum=p.momentum)
+        self.rate = torch.tensor(p.lr_init, dtype=self.set.pixels.dtype, device=task.device).requires_grad_()
+        self.rate_optimiser = torch.optim.SGD([self.rate], lr=p.lr_lr, momentum=p.momentum)
+        self.student = Flat(task.network().train())
+        self.snapshots = task.artifact_slice("experts", "snapshots")
+        self.left = torch.empty(0, dtype=torch.int64, device=task.device)
+
+    def step(self) -> dict[str, float | Tensor]:
+        """Do one outer iteration."""
+        from bench.unroll import differentiate
+
+        p, task = self.params, self.task
+        with task.phase("data"):
+            start, goal = self._expert()
+            chunks = [self._chunk() for _ in range(p.syn_steps)]
+            draws = [self._draw(chunk) for chunk in chunks]
+        scale = (start - goal).square().sum()
+        labels = self._labels(goal)
+        with task.phase("set"):
+            sweep = differentiate(
+                self._inner_loss,
+                lambda weights: (weights - goal).square().sum() / scale,
+                start,
+                [self._batch(chunk, draw, labels) for chunk, draw in zip(chunks, draws, strict=True)],
+                self.rate.detach().expand(p.syn_steps),
+                [self.set.images()],
+                mode=self._mode(),
+                window=p.window if self._mode() == "window" else None,
+            )
+            self.set.update(self.set.images(), sweep.leaves[0] * self._image_scale())
+            self.rate.grad = sweep.rates.sum()
+            self.rate_optimiser.step()
+        return {"loss": sweep.loss, "rate": self.rate.detach()}
+
+    # -------------------------------------------------------------------------------- what TESLA changes
+
+    def _mode(self) -> Mode:
+        return "recompute" if self.params.sweep == "exact" else "window"
+
+    def _image_scale(self) -> float:
+        return 1.0
+
+    def _labels(self, goal: Tensor) -> Tensor:
+        return self.set.labels
+
+    # -------------------------------------------------------------------------------- parts of one iteration
+
+    def _expert(self) -> tuple[Tensor, Tensor]:
+        """Return (theta_0, theta*), float [P] each, of a random expert and start epoch."""
+        p, rng = self.params, self.task.rng("experts")
+        number, length, _ = self.snapshots.get_shape()
+        latest = min(p.max_start_epoch, length - p.expert_epochs)
+        who = int(torch.randint(number, (), generator=rng, device=rng.device))
+        begin = int(torch.randint(latest, (), generator=rng, device=rng.device))
+        rows = (self.snapshots[who, epoch] for epoch in (begin, begin + p.expert_epochs))
+        start, goal = (row.to(self.task.device, self.set.pixels.dtype) for row in rows)
+        return start, goal
+
+    def _chunk(self) -> Tensor:
+        """Return the images of the next student step; a pass over the set is cut so that the short rest comes first."""
+        n = len(self.set.labels)
+        size = min(self.params.batch_syn or n, n)
+        if not len(self.left):
+            rng = self.task.rng("chunks")
+            self.left = torch.randperm(n, generator=rng, device=rng.device)
+        cut = (len(self.left) - 1) // size * size
+        self.left, chunk = self.left[:cut], self.left[cut:]
+        return chunk
+
+    def _draw(self, chunk: Tensor) -> Draw:
+        shape = (len(chunk), *self.set.images().shape[1:])
+        return self.task.augment.draw(shape, self.task.rng("augment"))
+
+    def _batch(self, chunk: Tensor, draw: Draw, labels: Tensor) -> Callable[[], Batch]:
+        return lambda: (self.task.augment.apply(self.set.images()[chunk], draw), labels[chunk])
+
+    def _inner_loss(self, weights: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.student(weights, images), labels)
+
+    # -------------------------------------------------------------------------------- result and state
+
+    def export(self) -> DistilledSet:
+        """Return images, labels and the learned rate."""
+        header = {"learned_rate": self.rate.item()}
+        return make_set(self.task, self, images=self.set.pixels.clone(), labels=self.set.labels, header=header)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return images, rate, both momenta and the rest of the current pass over the set."""
+        return {
+            "set": self.set.state_dict(),
+            "rate": self.rate.detach().clone(),
+            "rate_optimiser": self.rate_optimiser.state_dict(),
+            "left": self.left,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state`."""
+        self.set.load_state_dict(state["set"])
+        with torch.no_grad():
+            self.rate.copy_(state["rate"])
+        self.rate_optimiser.load_state_dict(state["rate_optimiser"])
+        self.left = state["left"].to(self.task.device)
