@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from bench.api import DistilledSet, Header
 from bench.data.preprocess import PREFIX as PREPROCESSING
-from bench.errors import UserError, nearest
+from bench.errors import Diverged, UserError, nearest
 from bench.lazy import torch
 from bench.registry import DECODERS, METHODS
 from bench.run.atomic import atomic_write
@@ -74,13 +74,16 @@ def make_set(
     """Return the checked set with header, budget and the tensors of the preprocessing filled in.
 
     header: fields for `make_header` beyond what the task knows. tensors: further fields of `DistilledSet`. Floats of
-    another precision become float32. Raises `UserError` if the parts do not fit together.
+    another precision become float32. Raises `Diverged` if a number is not finite, `UserError` if the parts do not fit
+    together.
     """
     extra = {**task.data.tensors(), **tensors.pop("extra", {})}
     parts = {"images": images, "labels": labels, **tensors}
     parts = {name: None if value is None else _contract(value) for name, value in parts.items()}
     distilled = DistilledSet(make_header(task, method, **header), **parts, extra=extra)
     distilled.header = distilled.header.model_copy(update={"floats": budget(distilled)})
+    for problem in _infinite(distilled):
+        raise Diverged(problem)
     return check(distilled, where=f"set of {distilled.header.method}")
 
 
@@ -125,7 +128,8 @@ def _name(kind: type) -> str:
 def save(path: Path | str, distilled: DistilledSet) -> None:
     """Write the set to `path` in one atomic step: a reader sees the old file or the whole new one.
 
-    Equal sets give equal bytes. Raises `UserError` if the set is not valid or the file cannot be written.
+    Missing folders are made. Equal sets give equal bytes. Raises `UserError` if the set is not valid or the file
+    cannot be written.
     """
     from safetensors.torch import save as to_bytes
 
@@ -143,6 +147,7 @@ def save(path: Path | str, distilled: DistilledSet) -> None:
         raise UserError(f"the header cannot be written as JSON: {error}", where=str(path)) from error
     data = to_bytes(tensors, metadata={METADATA: text})
     try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as stream:
             stream.write(data)
     except OSError as error:
@@ -237,21 +242,25 @@ def _problems(distilled: DistilledSet) -> Iterator[str]:
         yield f"{len(header.class_names)} class names for {header.classes} classes"
     if not isinstance(header.decoder.get("name"), str):
         yield "the decoder has no name"
-    for name in ("learned_rate", "outlier_weight"):
-        value = getattr(header, name)
-        if value is not None and not math.isfinite(value):
-            yield f"{name} is {value}"
     for name in FIELDS:
         tensor = getattr(distilled, name)
         integer = name in INTEGERS or (name == "labels" and header.label_kind == "hard")
         expected = torch.int64 if integer else torch.float32
         if tensor is not None and tensor.dtype != expected:
             yield f"{name} are {tensor.dtype}, not {expected}"
+    yield from _infinite(distilled)
+    yield from _label_problems(distilled.labels, header)
+    yield from _shape_problems(distilled, len(distilled.labels), tuple(header.shape))
+
+
+def _infinite(distilled: DistilledSet) -> Iterator[str]:
+    for name in ("learned_rate", "outlier_weight"):
+        value = getattr(distilled.header, name)
+        if value is not None and not math.isfinite(value):
+            yield f"{name} is {value}"
     for name, tensor in {**{name: getattr(distilled, name) for name in FIELDS}, **distilled.extra}.items():
         if tensor is not None and tensor.is_floating_point() and not bool(torch.isfinite(tensor.double()).all()):
             yield f"{name} are not finite"
-    yield from _label_problems(distilled.labels, header)
-    yield from _shape_problems(distilled, len(distilled.labels), tuple(header.shape))
 
 
 def _label_problems(labels: Tensor, header: Header) -> Iterator[str]:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from bench import distilled as module
 from bench.api import DatasetInfo, DistilledSet, Header, Method, NetSpec, Params, TaskSpec, param
 from bench.distilled import FIELDS, as_dataset, budget, check, decode, load, make_header, make_set, save, summary
-from bench.errors import UserError
+from bench.errors import Diverged, UserError
 from bench.registry import DECODERS
 
 
@@ -170,6 +170,13 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
             save(tmp_path / "set", rich())
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
     assert (tmp_path / "set").read_bytes() == before
+
+
+def test_the_folder_is_made_unless_a_file_is_in_its_place(tmp_path):
+    save(tmp_path / "a" / "b" / "set", plain())
+    assert_same(load(tmp_path / "a" / "b" / "set"), plain())
+    with pytest.raises(UserError, match="cannot be written"):
+        save(tmp_path / "a" / "b" / "set" / "set", plain())
 
 
 def test_a_header_that_is_no_json_is_refused(tmp_path):
@@ -445,6 +452,19 @@ def test_make_set_carries_the_transform_and_the_budget():
     assert distilled.header.floats == {"stored": 24 + 18 + 1, "decoded": 24, "raw": 24}
     with pytest.raises(UserError, match="images have shape"):
         make_set(asked, Fixed(Fixed.Params()), images=torch.zeros(1), labels=torch.zeros(6).long(), header={})
+
+
+@pytest.mark.parametrize("images", [torch.zeros(6, 1, 2, 2), torch.full((6, 1, 2, 2), float("inf"))])
+def test_a_result_that_is_no_number_has_diverged(images):
+    rate = 0.1 if images[0, 0, 0, 0] else float("nan")
+    with pytest.raises(Diverged, match=r"images are not finite|learned_rate is nan"):
+        make_set(
+            task(shape=(1, 2, 2)),
+            Fixed(Fixed.Params()),
+            images=images,
+            labels=torch.zeros(6).long(),
+            header={"learned_rate": rate},
+        )
 
 
 def test_budget_counts_what_must_be_kept():
