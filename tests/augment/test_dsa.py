@@ -188,6 +188,8 @@ def test_crop_reaches_every_shift_up_to_an_eighth():
 
 def test_the_largest_uniform_number_stays_inside():
     top = torch.full((1, 3), 1 - 2.0**-24)
+    counts = torch.arange(1, 5000)
+    assert torch.equal((counts * top[0, 0]).long(), counts - 1)
     for name in NAMES:
         out = DSA[name].run(torch.randn(1, 3, 32, 32, generator=rng()), top)
         assert out.isfinite().all()
