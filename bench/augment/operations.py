@@ -80,11 +80,9 @@ def brightness(images: Tensor, shift: Tensor) -> Tensor:
 
 def saturation(images: Tensor, factor: Tensor) -> Tensor:
     """Multiply the difference of each pixel to its own mean over channels."""
-    mean = images.mean(1, keepdim=True)
-    return mean + (images - mean) * _per_image(factor)
+    return torch.lerp(images.mean(1, keepdim=True), images, _per_image(factor))
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
     """Multiply the difference of each pixel to the mean over channels and pixels of its image."""
-    mean = images.mean((1, 2, 3), keepdim=True)
-    return mean + (images - mean) * _per_image(factor)
+    return torch.lerp(images.mean((1, 2, 3), keepdim=True), images, _per_image(factor))

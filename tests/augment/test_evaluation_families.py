@@ -2,7 +2,7 @@
 
 import math
 
-import brute
+import operations_by_hand as brute
 import pytest
 import torch
 import torch.nn.functional as F

@@ -1,6 +1,6 @@
 """DSA operation by operation: against loops over pixels, and against the properties each operation must have."""
 
-import brute
+import operations_by_hand as brute
 import pytest
 import torch
 from scipy import stats
