@@ -1,0 +1,253 @@
+"""Cells: the units of work, and how one combination of the grid becomes a few of them.
+
+One idea: a cell is its configuration. `Cells` keeps what has been planned by key, so a configuration that comes out
+twice is one cell, and asking for an artifact is the same as planning it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Literal
+
+import bench.data
+from bench.api import Artifact, EvalSpec, Method, NetSpec, Params, TaskSpec, Training
+from bench.errors import UserError
+from bench.nets import spec as nets
+from bench.registry import ARTIFACTS
+from bench.suite import weights
+from bench.suite.keys import key, task_config, training_fields
+from bench.suite.problems import Problems, call, validate
+from bench.suite.resolve import Chosen, Variant, plugin, resolved
+
+MAX_NEEDS = 10
+"""Longest chain of artifacts that need artifacts."""
+
+Kind = Literal["prepare", "distil", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One unit of work.
+
+    config: all that the result depends on; key: its hash. inputs: name -> key of the cells it builds on. coords:
+    where it stands in the suite; also: further places that came out equal, such as a second label with the same
+    parameters. timed: must run alone on its device. weight: rough cost for scheduling, in arbitrary units.
+    skip: why it is left out; only in `Plan.skipped`.
+    """
+
+    key: str
+    kind: Kind
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    label: str
+    coords: Mapping[str, Any]
+    timed: bool = False
+    weight: float = 1.0
+    also: tuple[Mapping[str, Any], ...] = ()
+    skip: str | None = None
+
+
+class Cells:
+    """The cells planned so far, every cell after its inputs. data: dataset -> fingerprint."""
+
+    def __init__(self, data: dict[str, str], threads: int, replicates: int, found: Problems) -> None:
+        self.by_key: dict[str, Cell] = {}
+        self._artifacts: dict[str, type[Artifact]] = {}
+        self.data, self.threads, self.replicates, self.found = data, threads, replicates, found
+
+    def add_variant(self, variant: Variant, seed: int, chosen: Sequence[Chosen]) -> None:
+        """Plan the distillation of a variant with one seed and all its evaluations."""
+        task = variant.task.model_copy(update={"seed": seed})
+        spec = EvalSpec(task, variant.name, variant.steps, variant.network, variant.recipe, self.replicates)
+        requests: list[tuple[Chosen, list[Training]]] = []
+        snapshots: set[int] = set()
+        for evaluator in chosen:
+            trainings = self.found.attempt(evaluator.path, _trainings, evaluator, spec)
+            steps = self.found.attempt(evaluator.path, _snapshots, evaluator, spec, trainings or [])
+            if trainings is not None and steps is not None:
+                requests.append((evaluator, trainings))
+                snapshots |= steps
+        coords = coordinates(variant, seed)
+        timed = any(evaluator.kind.timed for evaluator in chosen)
+        distilled = self.found.attempt(variant.path, self._distil, variant, task, coords, timed, sorted(snapshots))
+        if distilled is not None:
+            for evaluator, trainings in requests:
+                self.found.attempt(evaluator.path, self._evaluate, evaluator, spec, coords, distilled, trainings)
+
+    def _distil(
+        self, variant: Variant, task: TaskSpec, coords: dict[str, Any], timed: bool, snapshots: list[int]
+    ) -> str:
+        config = {
+            "kind": "distil",
+            "method": variant.name,
+            "version": variant.kind.version,
+            "params": variant.params.model_dump(mode="json"),
+            "task": self._task(task),
+            "inputs": self._needs(variant.kind, f"method {variant.name!r}", variant.params, task, MAX_NEEDS),
+            "timed": timed,
+            "snapshots": snapshots,
+            "threads": self.threads,
+        }
+        return self._add(f"distil {place(coords)}", config, coords, weights.distillation(variant), timed)
+
+    def _evaluate(
+        self, evaluator: Chosen, spec: EvalSpec, coords: dict[str, Any], distilled: str, trainings: list[Training]
+    ) -> str:
+        task = self._task(spec.task)
+        inputs, requests = {"distilled": distilled}, []
+        for index, training in enumerate(trainings):
+            name = f"trained{index}"
+            fields = training_fields(training)
+            network = resolved(training.network, spec.task.dataset.shape)
+            inputs[name] = self._networks(fields, network, spec.task, task, coords, distilled)
+            requests.append({**fields, "input": name})
+        config = {
+            "kind": "evaluate",
+            "evaluator": evaluator.name,
+            "version": evaluator.kind.version,
+            "params": evaluator.params.model_dump(mode="json"),
+            "task": task,
+            "method": spec.method,
+            "method_steps": spec.method_steps,
+            "eval": {
+                "network": spec.network.model_dump(mode="json"),
+                "recipe": dict(spec.recipe),
+                "replicates": spec.replicates,
+            },
+            "trainings": requests,
+            "inputs": inputs,
+            "threads": self.threads,
+        }
+        label = network_label(spec.network, spec.task.dataset.shape)
+        coords = {**coords, "evaluator": evaluator.name, "network": label}
+        return self._add(f"{evaluator.name} of {place(coords)}", config, coords, weights.EVALUATION)
+
+    def _networks(
+        self,
+        fields: dict[str, Any],
+        network: NetSpec,
+        spec: TaskSpec,
+        task: dict[str, Any],
+        coords: dict[str, Any],
+        distilled: str,
+    ) -> str:
+        """Plan networks trained on a distilled set: a cell of the artifact `networks`."""
+        kind = self._artifact_kind("networks")
+        config = {
+            "kind": "prepare",
+            "artifact": "networks",
+            "version": kind.version,
+            "params": {**fields, "network": network.model_dump(mode="json")},
+            "task": task,
+            "inputs": {"distilled": distilled},
+            "threads": self.threads,
+        }
+        name = network_label(network, spec.dataset.shape)
+        step = "" if fields["snapshot"] is None else f" after step {fields['snapshot']}"
+        coords = {**coords, "artifact": "networks", "network": name}
+        return self._add(f"train {name} on {place(coords)}{step}", config, coords, weights.training(config, spec))
+
+    def _needs(
+        self, kind: type[Method] | type[Artifact], who: str, params: Params, spec: TaskSpec, left: int
+    ) -> dict[str, str]:
+        """Plan what a method or artifact must have first; return name -> key."""
+        needs = call(who, kind.needs, params, spec)
+        if needs and not left:
+            raise UserError(f"{who} needs artifacts that need artifacts without end")
+        return {
+            name: self._artifact(who, need.artifact, need.params, need.task, spec, left) for name, need in needs.items()
+        }
+
+    def _artifact(
+        self, who: str, name: str, given: Mapping[str, Any], changes: Mapping[str, Any], spec: TaskSpec, left: int
+    ) -> str:
+        kind = self._artifact_kind(name)
+        params, faults = validate(kind.Params, dict(given))
+        if params is None:
+            raise UserError(f"{who} asks for artifact {name!r} with wrong parameters: {faults[0].what}")
+        task = call(who, TaskSpec.model_validate, {**dict(spec), **changes})
+        task = task.model_copy(update={"network": resolved(task.network, task.dataset.shape)})
+        config = {
+            "kind": "prepare",
+            "artifact": name,
+            "version": kind.version,
+            "params": params.model_dump(mode="json"),
+            "task": self._task(task),
+            "inputs": self._needs(kind, f"artifact {name!r}", params, task, left - 1),
+            "threads": self.threads,
+        }
+        coords = {
+            "dataset": task.dataset.name,
+            "ipc": task.ipc,
+            "seed": task.seed,
+            "distil_network": network_label(task.network, task.dataset.shape),
+            "artifact": name,
+        }
+        return self._add(f"prepare {name} {place(coords)}", config, coords, weights.artifact(params, task))
+
+    def _artifact_kind(self, name: str) -> type[Artifact]:
+        if name not in self._artifacts:
+            self._artifacts[name] = plugin(ARTIFACTS, name, Artifact)  # type: ignore[type-abstract]
+        return self._artifacts[name]
+
+    def _task(self, spec: TaskSpec) -> dict[str, Any]:
+        """Return the configuration of a task. Raises `MissingData` for a dataset only an artifact asks for."""
+        name = spec.dataset.name
+        if name not in self.data:
+            bench.data.require(name)
+            self.data[name] = bench.data.fingerprint(name)
+        return task_config(spec, self.data[name])
+
+    def _add(
+        self, label: str, config: Mapping[str, Any], coords: Mapping[str, Any], weight: float, timed: bool = False
+    ) -> str:
+        name = key(config)
+        known = self.by_key.get(name)
+        if known is None:
+            inputs = config["inputs"]
+            self.by_key[name] = Cell(name, config["kind"], config, inputs, label, coords, timed, weight)
+        elif coords not in (known.coords, *known.also):
+            self.by_key[name] = replace(known, also=(*known.also, coords))
+        return name
+
+
+def coordinates(variant: Variant, seed: int) -> dict[str, Any]:
+    """Return where a variant with a seed stands in the suite."""
+    return {
+        "dataset": variant.task.dataset.name,
+        "method": variant.name,
+        "label": variant.label,
+        "settings": variant.settings,
+        "ipc": variant.task.ipc,
+        "seed": seed,
+        "distil_network": network_label(variant.task.network, variant.task.dataset.shape),
+    }
+
+
+def place(coords: Mapping[str, Any]) -> str:
+    """Return coordinates as text, e.g. `dm, digits, ipc 10, seed 0`."""
+    ipc = None if coords["ipc"] is None else f"ipc {coords['ipc']}"
+    parts = (coords.get("label"), coords["dataset"], ipc, f"seed {coords['seed']}")
+    return ", ".join(part for part in parts if part is not None)
+
+
+@cache
+def network_label(network: NetSpec, shape: tuple[int, int, int]) -> str:
+    """Return the short name of a network."""
+    return nets.label(network, shape)
+
+
+def _trainings(evaluator: Chosen, spec: EvalSpec) -> list[Training]:
+    return list(call(f"evaluator {evaluator.name!r}", evaluator.kind.trainings, evaluator.params, spec))
+
+
+def _snapshots(evaluator: Chosen, spec: EvalSpec, trainings: Sequence[Training]) -> set[int]:
+    """Return the outer steps whose sets an evaluator needs. Raises `UserError` for steps that never come."""
+    steps = set(call(f"evaluator {evaluator.name!r}", evaluator.kind.snapshots, evaluator.params, spec))
+    steps |= {training.snapshot for training in trainings if training.snapshot is not None}
+    for step in steps:
+        if not 0 <= step <= spec.method_steps:
+            raise UserError(f"step {step} never comes: {spec.method!r} has {spec.method_steps} steps")
+    return steps

@@ -1,0 +1,133 @@
+"""Tiny methods, evaluators and an artifact for the tests of suites: they promise everything and compute nothing."""
+
+from __future__ import annotations
+
+from bench import api
+from bench.api import Artifact, Evaluator, Method, Need, NetSpec, Preset, Training, param
+
+
+class Fake(Method):
+    class Params(api.Params):
+        iterations: int = param(100, "steps", ge=0)
+        rate: float = param(0.1, "rate", gt=0)
+        sizes: tuple[int, ...] = param((1, 2), "some sizes")
+
+    title = "fake"
+    citation = "nobody"
+    augment = "dsa"
+
+    @classmethod
+    def preset(cls, dataset, ipc):
+        return Preset({"rate": 0.5, "sizes": (3,)} if ipc == 10 else {}, "a paper" if ipc in (1, 10) else None)
+
+    @classmethod
+    def native_recipe(cls, params, spec):
+        return {"base": "dc", "epochs": 7}
+
+    @property
+    def steps(self):
+        return self.params.iterations
+
+    def start(self, task):
+        raise NotImplementedError
+
+    def export(self):
+        raise NotImplementedError
+
+
+class Chosen(Fake):
+    """Needs an artifact that does not depend on the IPC."""
+
+    augment = "none"
+
+    @classmethod
+    def needs(cls, params, spec):
+        return {"features": Need("features", {"epochs": 3}, {"ipc": None, "augment": "none"})}
+
+
+class Everything(Fake):
+    """Does not depend on the IPC."""
+
+    budget_free = True
+
+
+class Broken(Fake):
+    @classmethod
+    def needs(cls, params, spec):
+        return {"features": 1 / 0}
+
+
+class Features(Artifact):
+    class Params(api.Params):
+        epochs: int = param(1, "epochs")
+
+    title = "features"
+
+    def build(self, task):
+        raise NotImplementedError
+
+
+class Endless(Features):
+    @classmethod
+    def needs(cls, params, spec):
+        return {"more": Need("endless")}
+
+
+class NeedsEndless(Fake):
+    @classmethod
+    def needs(cls, params, spec):
+        return {"more": Need("endless")}
+
+
+class Networks(Artifact):
+    Params = api.Params
+    title = "networks"
+
+    def build(self, task):
+        raise NotImplementedError
+
+
+class Score(Evaluator):
+    class Params(api.Params):
+        top: int = param(1, "k")
+
+    title = "score"
+
+    @classmethod
+    def trainings(cls, params, spec):
+        return [Training(spec.network, spec.recipe, spec.replicates)]
+
+    def evaluate(self, task):
+        raise NotImplementedError
+
+
+class Pair(Score):
+    """Asks for the same networks as `Score`, and for others."""
+
+    class Params(api.Params):
+        other: str = param("mlp", "a network")
+
+    @classmethod
+    def trainings(cls, params, spec):
+        return [
+            Training(spec.network, spec.recipe, spec.replicates),
+            Training(NetSpec(arch=params.other), spec.recipe, spec.replicates),
+        ]
+
+
+class Clock(Score):
+    timed = True
+
+    @classmethod
+    def trainings(cls, params, spec):
+        return [Training(spec.network, spec.recipe, 1, snapshot=min(2, spec.method_steps))]
+
+    @classmethod
+    def snapshots(cls, params, spec):
+        return [1] if spec.method_steps else []
+
+
+class Late(Score):
+    @classmethod
+    def snapshots(cls, params, spec):
+        return [spec.method_steps + 1]

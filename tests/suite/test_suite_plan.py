@@ -1,0 +1,288 @@
+"""Plans: dependency order, sharing, keys, data that is not there, and the part that `--only` selects."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import pytest
+from conftest import BASE, changed
+
+import bench.data
+import bench.suite
+from bench.errors import MissingData, UserError
+from bench.suite import keys
+
+pytestmark = pytest.mark.usefixtures("fakes")
+
+
+def kinds(plan) -> Counter:
+    return Counter(cell.config.get("artifact", cell.kind) for cell in plan.cells)
+
+
+def by_label(plan) -> dict:
+    return {cell.label: cell for cell in plan.cells}
+
+
+def test_inputs_come_first_and_keys_are_hashes_of_the_configuration(write):
+    plan = write.plan(changed("[fake]", "[fake, chosen, everything]").replace("[score]", "[score, pair, clock]"))
+    seen: set[str] = set()
+    for cell in plan.cells:
+        assert cell.key == keys.key(cell.config)
+        assert len(cell.key) == 20
+        assert set(cell.inputs.values()) <= seen
+        assert cell.inputs == cell.config["inputs"]
+        assert cell.kind == cell.config["kind"]
+        assert cell.weight > 0
+        seen.add(cell.key)
+    assert len(seen) == len(plan.cells)
+    assert plan.skipped == []
+
+
+def test_a_plan_is_the_same_every_time(write):
+    first, second = write.plan(), write.plan()
+    assert (first.cells, first.skipped) == (second.cells, second.skipped)
+    assert first.suite.name == "suite"
+    other = write.plan(changed("seeds: 2", "seeds: [2, 3]"))
+    assert not {cell.key for cell in first.cells} & {cell.key for cell in other.cells}
+    more = write.plan(changed("seeds: 2", "seeds: 3").replace("[1, 10]", "[1, 5, 10]"))
+    assert {cell.key for cell in first.cells} < {cell.key for cell in more.cells}
+
+
+def test_the_configuration_of_each_kind(write):
+    cells = by_label(write.plan(changed("[fake]", "[chosen]")))
+    task = {
+        "dataset": "digits",
+        "data": bench.data.fingerprint("digits"),
+        "ipc": 10,
+        "network": cells["distil chosen, digits, ipc 10, seed 1"].config["task"]["network"],
+        "preprocessing": "meanstd",
+        "augment": "none",
+        "seed": 1,
+    }
+    features = cells["prepare features digits, seed 1"]
+    assert features.config == {
+        "kind": "prepare",
+        "artifact": "features",
+        "version": 1,
+        "params": {"epochs": 3},
+        "task": {**task, "ipc": None},
+        "inputs": {},
+        "threads": 1,
+    }
+    distil = cells["distil chosen, digits, ipc 10, seed 1"]
+    assert distil.config == {
+        "kind": "distil",
+        "method": "chosen",
+        "version": 1,
+        "params": {"iterations": 100, "rate": 0.5, "sizes": [3]},
+        "task": task,
+        "inputs": {"features": features.key},
+        "timed": False,
+        "snapshots": [],
+        "threads": 1,
+    }
+    trained = cells["train convnet-in-w8 on chosen, digits, ipc 10, seed 1"]
+    network = {**task["network"]}
+    assert network["width"] == 8
+    recipe = trained.config["params"]["recipe"]
+    assert recipe["epochs"] == 3
+    fields = {"network": network, "recipe": recipe, "replicates": 2, "snapshot": None, "weights": False}
+    assert trained.config == {
+        "kind": "prepare",
+        "artifact": "networks",
+        "version": 1,
+        "params": fields,
+        "task": task,
+        "inputs": {"distilled": distil.key},
+        "threads": 1,
+    }
+    evaluate = cells["score of chosen, digits, ipc 10, seed 1"]
+    assert evaluate.config == {
+        "kind": "evaluate",
+        "evaluator": "score",
+        "version": 1,
+        "params": {"top": 1},
+        "task": task,
+        "method": "chosen",
+        "method_steps": 100,
+        "eval": {"network": network, "recipe": recipe, "replicates": 2},
+        "trainings": [{**fields, "input": "trained0"}],
+        "inputs": {"distilled": distil.key, "trained0": trained.key},
+        "threads": 1,
+    }
+    assert evaluate.coords == {
+        "dataset": "digits",
+        "method": "chosen",
+        "label": "chosen",
+        "settings": "modified",
+        "ipc": 10,
+        "seed": 1,
+        "distil_network": "convnet-in-w8",
+        "evaluator": "score",
+        "network": "convnet-in-w8",
+    }
+
+
+def test_equal_requests_are_shared(write):
+    plan = write.plan(changed("[fake]", "[fake, chosen]").replace("[score]", "[score, pair]"))
+    # 2 methods x 2 ipc x 2 seeds; the networks of `score` serve `pair` too; features do not depend on the ipc
+    assert kinds(plan) == {"distil": 8, "networks": 16, "evaluate": 16, "features": 2}
+
+
+def test_labels_with_equal_settings_are_one_cell_that_stands_for_both(write):
+    plan = write.plan(
+        changed("[fake]", "[fake, {name: fake, label: again}, {name: fake, label: other, params: {rate: 1}}]")
+    )
+    assert kinds(plan) == {"distil": 8, "networks": 8, "evaluate": 8}
+    shared = [cell for cell in plan.cells if cell.also]
+    assert len(shared) == 12
+    assert {(cell.coords["label"], cell.also[0]["label"]) for cell in shared} == {("fake", "again")}
+    assert shared[0].also[0] == {**shared[0].coords, "label": "again"}
+
+
+def test_methods_without_a_budget_are_planned_once(write):
+    plan = write.plan(changed("[fake]", "[fake, everything]"))
+    cells = [cell for cell in plan.cells if cell.coords["method"] == "everything"]
+    assert Counter(cell.kind for cell in cells) == {"distil": 2, "prepare": 2, "evaluate": 2}
+    assert {cell.coords["ipc"] for cell in cells} == {None}
+
+
+def test_timed_evaluators_choose_timed_cells_and_snapshots_are_united(write):
+    evaluators = "[score, {name: clock, where: {seed: [0], ipc: 10}}]"
+    plan = write.plan(changed("[score]", evaluators))
+    timed = [cell for cell in plan.cells if cell.timed]
+    assert [cell.label for cell in timed] == ["distil fake, digits, ipc 10, seed 0"]
+    assert timed[0].config["timed"] is True
+    assert timed[0].config["snapshots"] == [1, 2]
+    assert all(
+        not c.config["timed"] and c.config["snapshots"] == []
+        for c in plan.cells
+        if c.kind == "distil" and c not in timed
+    )
+    steps = [c.config["params"]["snapshot"] for c in plan.cells if c.config.get("artifact") == "networks"]
+    assert sorted(map(str, steps)) == ["2", "None", "None", "None", "None"]
+    score = by_label(plan)["score of fake, digits, ipc 10, seed 0"]
+    assert score.inputs["distilled"] == timed[0].key
+
+
+def test_skip_shows_what_is_left_out(write):
+    text = BASE + "skip: [{method: fake, ipc: 10, reason: too long}, {seed: 1}]\n"
+    plan = write.plan(text)
+    assert kinds(plan) == {"distil": 1, "networks": 1, "evaluate": 1}
+    assert sorted((cell.coords["ipc"], cell.coords["seed"], cell.skip) for cell in plan.skipped) == [
+        (1, 1, "left out by the suite"),
+        (10, 0, "too long"),
+        (10, 1, "too long"),
+    ]
+    assert all(cell.kind == "distil" for cell in plan.skipped)
+    assert len({cell.key for cell in plan.skipped}) == 3
+    # what is left out is not checked: no class has 500 images
+    assert len(write.plan(changed("[1, 10]", "[1, 500]") + "skip: [{ipc: 500}]\n").skipped) == 2
+
+
+def test_data_that_is_not_there(write, monkeypatch, tmp_path):
+    monkeypatch.setenv("DDBENCH_DATA", str(tmp_path / "nothing"))
+    text = changed("[digits]", "[digits, mnist, cifar10]")
+    message = write.error(text)
+    first, second = message.splitlines()
+    assert first.startswith("suite.yaml:3: grid.datasets[1]: ")
+    assert "dataset 'mnist' is not on this machine" in first
+    assert "ddbench data get mnist" in first
+    assert second.startswith("suite.yaml:3: grid.datasets[2]: ")
+    with pytest.raises(MissingData):
+        write.plan(changed("[digits]", "[mnist]"))
+    plan = write.plan(text, skip_missing=True)
+    assert {cell.key for cell in plan.cells} == {cell.key for cell in write.plan().cells}
+    assert Counter((cell.coords["dataset"], cell.skip) for cell in plan.skipped) == {
+        ("mnist", "no data"): 4,
+        ("cifar10", "no data"): 4,
+    }
+    # what was not asked for need not be there
+    assert write.plan(text, only="dataset=digits").skipped == []
+    assert "cifar10" not in write.error(text, only="dataset=digits|mnist,evaluator=score")
+    assert write.error(text, only="dataset=mnist,evaluator=score").startswith("suite.yaml:3: grid.datasets[1]")
+
+
+PLANNING_MISTAKES = [
+    ("[fake]", "[broken]", "suite.yaml:4: grid.methods[0]: method 'broken' fails while planning: ZeroDivisionError"),
+    ("[fake]", "[needs_endless]", "suite.yaml:4: grid.methods[0]: artifact 'endless' needs artifacts that need"),
+    ("[score]", "[late]", "suite.yaml:9: evaluators[0]: step 101 never comes: 'fake' has 100 steps"),
+    ("[score]", "[score, {name: pair, params: {other: convnit}}]", "suite.yaml:9: evaluators[1]: unknown network"),
+    ("[score]", "[score, {name: pair, params: {other: alexnet_}}]", "suite.yaml:9: evaluators[1]: unknown network"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "message"), PLANNING_MISTAKES)
+def test_mistakes_that_show_while_planning(write, old, new, message):
+    found = write.error(changed(old, new))
+    assert found.startswith(message)
+    assert "\n" not in found
+
+
+def test_only_selects_cells_with_what_they_build_on(write):
+    text = changed("[fake]", "[fake, chosen, everything]").replace("[score]", "[score, pair]")
+    whole = write.plan(text)
+    part = write.plan(text, only="method=chosen|fake, ipc=10,seed=0,evaluator=SCORE")
+    assert kinds(part) == {"distil": 2, "networks": 2, "evaluate": 2, "features": 1}
+    assert [cell for cell in whole.cells if cell in part.cells] == part.cells
+    assert kinds(write.plan(text, only="kind=distil,label=fake")) == {"distil": 4}
+    assert kinds(write.plan(text, only="ipc=none,evaluator=score")) == {"distil": 2, "networks": 2, "evaluate": 2}
+    assert kinds(write.plan(text, only="network=mlp,seed=0,method=fake,ipc=1")) == {"distil": 1, "networks": 1}
+    labels = write.plan(changed("[fake]", "[fake, {name: fake, label: again}]"), only="label=again")
+    assert len(labels.cells) == 12
+
+
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [
+        ("methd=dm", "--only: unknown key 'methd' (did you mean 'method'?)"),
+        ("method", "--only: 'method' is not of the form key=value"),
+        ("method=", "--only: 'method=' is not of the form key=value"),
+        ("method=fake|", "--only: 'method=fake|' is not of the form"),
+        ("", "--only: '' is not of the form key=value"),
+        ("ipc=1,,", "--only: '' is not of the form key=value"),
+        ("ipc=1,ipc=10", "--only: the key 'ipc' stands twice"),
+        (
+            "method=fak,ipc=10",
+            "--only: 'method=fak,ipc=10' selects no cell (method is one of: fake; ipc is one of: 1, 10)",
+        ),
+    ],
+)
+def test_only_explains_itself(write, only, message):
+    assert write.error(BASE, only=only).startswith(message)
+
+
+def test_threads_change_keys_and_limits_do_not(write):
+    cells = {cell.key for cell in write.plan().cells}
+    assert {cell.key for cell in write.plan(BASE + "limits: {seconds: 5}\n").cells} == cells
+    assert not {cell.key for cell in write.plan(BASE + "threads: 2\n").cells} & cells
+
+
+def test_ten_thousand_cells_in_two_seconds(write):
+    text = changed("[fake]", "[fake, chosen]").replace("seeds: 2", "seeds: 500").replace("[score]", "[score, pair]")
+    suite = write.load(text)
+    seconds = []
+    for _ in range(3):  # the best of three: other processes share the cores
+        begin = time.perf_counter()
+        plan = bench.suite.plan(suite)
+        seconds.append(time.perf_counter() - begin)
+        if seconds[-1] < 2:
+            break
+    assert len(plan.cells) >= 10_000
+    assert min(seconds) < 2
+    assert len({cell.key for cell in plan.cells}) == len(plan.cells)
+
+
+def test_a_dataset_that_changes_changes_keys(write, monkeypatch):
+    before = {cell.key for cell in write.plan().cells}
+    monkeypatch.setattr(bench.data, "fingerprint", lambda name: "another")
+    assert not {cell.key for cell in write.plan().cells} & before
+
+
+def test_a_broken_dataset_is_an_error_with_its_place(write, monkeypatch):
+    def broken(name):
+        raise UserError("the file is damaged")
+
+    monkeypatch.setattr(bench.data, "fingerprint", broken)
+    assert write.error(BASE).startswith("suite.yaml:3: grid.datasets[0]: the file is damaged")
