@@ -1,0 +1,144 @@
+"""The HTML page: tables, plots, pictures, claims, the environment and every cell that did not end well, in one file.
+
+Pictures travel inside the page as data addresses and nothing is loaded from anywhere, so the file can be mailed,
+archived and opened without a network. The same tables and plots lie beside it as files.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+import bench
+from bench.report import accuracy, claims, cost, published, results, table
+from bench.report.results import DONE, Results, rows_of
+from bench.run.atomic import atomic_write
+
+FILE = "report.html"
+
+
+def write(out: Path, reference: Path | None, stamp: str, *, pictures: bool = True) -> Path:
+    """Write everything; see `bench.report.write`. stamp: fingerprint of the inputs, kept in the page."""
+    run = results.load(out)
+    review, remark = _reference(reference)
+    groups = {
+        "Accuracy": accuracy.accuracy_tables(run, review if remark[:1] == ("accuracy",) else None),
+        "Transfer to other networks": accuracy.cross_arch_tables(
+            run, review if remark[:1] == ("cross_arch",) else None
+        ),
+        "Cost": cost.cost_tables(run),
+        "Further measures": cost.other_tables(run),
+        "Claims": [claims.table(run, claims.evaluate(run))],
+    }
+    _clear(out / "tables", ("csv", "md", "tex"))
+    for one in (one for tables in groups.values() for one in tables):
+        table.write(one, out / "tables")
+    figures, sets = _pictures(run, out) if pictures else ([], [])
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    page = environment.get_template("report.html.j2").render(
+        stamp=stamp,
+        run=run,
+        version=bench.__version__,
+        groups={title: tables for title, tables in groups.items() if tables},
+        figures=figures,
+        sets=sets,
+        counts=Counter(run.states["state"]),
+        troubles=_troubles(run),
+        environment=_environment(run),
+        reference=remark,
+    )
+    with atomic_write(out / FILE, "w") as file:
+        file.write(page)
+    return out / FILE
+
+
+def data_address(path: Path) -> str:
+    """Return a file as an address that holds its content."""
+    kind = {".svg": "image/svg+xml", ".png": "image/png"}[path.suffix]
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _reference(path: Path | None) -> tuple[Any, tuple[str, ...]]:
+    """Return the user's published numbers, and (shape, file name, how many) for the page."""
+    if path is None:
+        return None, ()
+    shape, frame = published.read_reference(path)
+    return frame, (shape, path.name, str(len(frame)))
+
+
+def _clear(folder: Path, endings: tuple[str, ...]) -> None:
+    """Remove what an earlier report wrote: a table that no longer exists must not look current."""
+    for ending in endings:
+        for path in folder.glob(f"*.{ending}"):
+            path.unlink()
+
+
+def _pictures(run: Results, out: Path) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:
+    """Write plots and pictures; return what the page shows of them."""
+    from bench.report import pictures, plots
+
+    _clear(out / "plots", ("svg", "png"))
+    figures = [
+        {"title": title, "address": data_address(out / "plots" / f"{name}.svg"), "name": name}
+        for name, title in plots.write(run, out / "plots")
+    ]
+    sets = []
+    for one in pictures.write(run, out / "pictures"):
+        title = f"{one.label}, {one.dataset}" + ("" if one.ipc is None else f", IPC {one.ipc}")
+        address = data_address(one.path) if one.path else ""
+        sets.append({"dataset": one.dataset, "title": title, "address": address, "reason": one.reason})
+    return figures, sets
+
+
+def _troubles(run: Results) -> list[dict[str, Any]]:
+    """Return every cell that is not done, with the reason and a link to what is left of it."""
+    rows = []
+    for row in rows_of(run.states[~run.states["state"].isin(DONE)]):
+        work = f"work/{row.key}" if row.state != "skipped" else ""
+        places = [place for place in (f"failed/{row.key}.json", work) if place and (run.out / place).exists()]
+        word, cause = run.cause(row.key)
+        reason = row.reason if row.reason or word == row.state else f"{word}: {cause}"
+        rows.append({"cell": row.cell, "state": row.state, "reason": reason, "places": places})
+    return rows
+
+
+def _environment(run: Results) -> list[tuple[str, str]]:
+    """Return what the finished cells say of where they were computed; different answers with their counts."""
+    answers: dict[str, Counter[str]] = {}
+    done = run.states[run.states["state"].isin(DONE)]
+    for key in done["key"]:
+        for name, value in _flat(_provenance(run.out, key)):
+            answers.setdefault(name, Counter())[value] += 1
+    texts = []
+    for name, counter in answers.items():
+        several = len(counter) > 1
+        words = [f"{value} ({count} cells)" if several else value for value, count in counter.most_common()]
+        texts.append((name, "; ".join(words)))
+    return texts
+
+
+def _provenance(out: Path, key: str) -> dict[str, Any]:
+    try:
+        return json.loads((out / "cells" / key[:2] / key / "result.json").read_bytes())["provenance"]
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def _flat(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            yield from _flat(value)
+        else:
+            yield name, "yes" if value is True else "no" if value is False else str(value)

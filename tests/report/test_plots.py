@@ -1,0 +1,95 @@
+"""Plots: what is drawn is what the tables say, names do not overlap, files are there and repeat."""
+
+from __future__ import annotations
+
+import itertools
+
+import matplotlib
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from make_run import make_run
+from PIL import Image
+
+import bench.report
+from bench.report import grid, plots
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return bench.report.load(make_run(tmp_path_factory.mktemp("run")))
+
+
+@pytest.fixture(scope="module")
+def figures(run):
+    with matplotlib.rc_context(plots.SETTINGS):
+        return {plot.name: plot for plot in plots.all_plots(run)}
+
+
+def texts(figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
+
+
+def test_the_plots_of_a_run(figures):
+    kinds = ("accuracy_ipc", "accuracy_time", "accuracy_memory", "cost_step", "cost_set_update", "cost_host_memory")
+    for kind, dataset in itertools.product(kinds, ("mnist", "cifar10")):
+        assert f"{kind}_{dataset}" in figures
+    assert {"cross_arch_mnist_10", "cross_arch_cifar10_10", "anytime_cifar10_50_review"} <= set(figures)
+
+
+def test_every_plot_names_its_preset(figures):
+    for plot in figures.values():
+        assert any("preset laptop" in text for text in texts(plot.figure)), plot.name
+
+
+def test_accuracy_over_ipc_draws_means_and_intervals(run, figures):
+    axes = figures["accuracy_ipc_mnist"].figure.axes[0]
+    found = grid.summary(run, "accuracy")
+    for container in axes.containers:
+        line, _, (bars,) = container
+        rows = found[(found["dataset"] == "mnist") & (abs(100 * found["mean"] - line.get_ydata()[0]) < 1e-9)]
+        label = rows["label"].iloc[0]
+        own = found[(found["dataset"] == "mnist") & (found["label"] == label)].sort_values("ipc")
+        assert line.get_xdata().tolist() == [1, 10, 50]
+        assert line.get_ydata() == pytest.approx(100 * own["mean"].to_numpy())
+        ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
+        assert ends == [pytest.approx([100 * row.low, 100 * row.high]) for row in own.itertuples()]
+    assert len(axes.containers) == 4
+    assert {"random", "dc", "dsa", "dm", "full dataset"} <= set(texts(figures["accuracy_ipc_mnist"].figure))
+
+
+def test_a_method_keeps_its_colour(figures):
+    colours = {}
+    for plot in figures.values():
+        for text in plot.figure.findobj(matplotlib.text.Annotation):
+            if text.get_fontweight() == "bold":
+                colours.setdefault(text.get_text(), set()).add(text.get_color())
+    assert all(len(found) == 1 for found in colours.values())
+    assert len(set.union(*colours.values())) == len(colours)
+
+
+def test_the_heatmap_prints_every_mean(run, figures):
+    found = grid.summary(run, "cross_arch")
+    expected = [f"{100 * mean:.1f}" for mean in found[found["dataset"] == "mnist"]["mean"]]
+    written = texts(figures["cross_arch_mnist_10"].figure)
+    assert sorted(text for text in written if text.replace(".", "").isdigit()) == sorted(expected)
+
+
+def test_files(run, tmp_path, monkeypatch):
+    chosen = list(itertools.islice(plots.all_plots(run), 1))
+    monkeypatch.setattr(plots, "all_plots", lambda results: iter(chosen))
+    ((name, _),) = plots.write(run, tmp_path)
+    first = (tmp_path / f"{name}.svg").read_bytes()
+    assert first.startswith(b"<?xml")
+    assert Image.open(tmp_path / f"{name}.png").width >= 800
+    plots.write(run, tmp_path)
+    assert (tmp_path / f"{name}.svg").read_bytes() == first
+
+
+@given(st.lists(st.floats(0, 300), max_size=20))
+def test_names_do_not_overlap_and_keep_their_order(heights):
+    places = plots.spread(heights, 15, 0, 300)
+    ordered = [place for _, place in sorted(zip(heights, places, strict=True))]
+    assert all(b - a >= 15 - 1e-6 for a, b in itertools.pairwise(sorted(places)))
+    assert ordered == pytest.approx(sorted(places)) or len(set(heights)) < len(heights)
+    assert all(-1e-6 <= place <= 300 + 1e-6 for place in places)
