@@ -61,6 +61,8 @@ def cost_tables(results: Results) -> list[Table]:
         rows = _rows(results, here, wanted, columns)
         lines = [f"preset: {results.preset}", *([f"distilled with: {network}"] if network else [])]
         lines.append("median over the outer steps after warm-up; mean ± standard deviation where there are more sets")
+        if any(column.startswith("seconds_to_fraction") for column in columns):
+            lines.append("seconds to x %: until the set first gave x % of its final accuracy (≤: at the first look)")
         name = f"cost_{dataset}" + (f"_{network}" if places["dataset"].duplicated(keep=False).any() else "")
         heads = tuple(COLUMNS.get(column) or _fraction(column) for column in columns)
         title = f"Cost of the distillation, {dataset}"
@@ -136,7 +138,7 @@ def _fraction(column: str) -> tuple[str, str]:
     name, _, share = column.removesuffix(")").partition(" (fraction=")
     if name != "seconds_to_fraction" or not share:
         return "", column
-    return "distillation", f"seconds to {100 * float(share):g} % of the final accuracy"
+    return "distillation", f"seconds to {100 * float(share):g} %"
 
 
 def _tidy(found: pd.DataFrame, planned: pd.DataFrame) -> pd.DataFrame:
