@@ -75,7 +75,7 @@ class DD(Method):
         """Return the stored steps at the stored rates; for `momentum` 300 epochs of SGD on the set."""
         if params.inner == "schedule":
             return {"base": "dd"}
-        return {"base": "dc", "schedule": "constant", "weight_decay": 0.0, "batch": 640}
+        return {"base": "dc", "augment": "none", "schedule": "constant", "weight_decay": 0.0, "batch": 640}
 
     @property
     def steps(self) -> int:

@@ -75,7 +75,8 @@ def print_summary(summary: Any, folder: Path) -> None:
         console.print(Text(table.read_text().rstrip()))
         console.print()
     for cell, state, reason in summary.failures:
-        console.print(Text(f"{state}: {cell.label}: {reason}", style=STYLES.get(state, "yellow")))
+        if not reason.startswith("because "):  # cells that only lack the result of one named here anyway
+            console.print(Text(f"{state}: {cell.label}: {reason}", style=STYLES.get(state, "yellow")))
     counts = ", ".join(f"{count} {state}" for state, count in sorted(summary.counts.items()))
     console.print(f"{counts}; {summary.seconds:.1f} s", highlight=False)
     console.print(Text(f"report: {folder / 'report.html'}"), soft_wrap=True)
