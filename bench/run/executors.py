@@ -10,6 +10,7 @@ Torch-free in the runner.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -118,7 +119,7 @@ class Local:
         if "bench.cli" in sys.modules:  # children import the main module again, which then costs nothing
             modules.append("bench.cli")
         self._context.set_forkserver_preload(modules)
-        with _ctrl_c_ignored():
+        with _ctrl_c_ignored(), _one_thread():
             forkserver.ensure_running()
 
     def submit(self, job: Job) -> None:
@@ -211,6 +212,25 @@ class Local:
         if running.stop_at is None:
             running.stop_at = time.monotonic() + GRACE
             running.process.terminate()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Give processes started inside one thread in NumPy, SciPy and scikit-learn, so that sums do not depend on cores.
+
+    Torch's threads are the cell's own choice, made in the worker.
+    """
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

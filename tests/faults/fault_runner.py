@@ -26,10 +26,19 @@ def plan():
     return fakes.plan(*slow, *sums)
 
 
+def stubborn():
+    """A cell that does not listen; it says in the journal when it began."""
+    return fakes.plan(fakes.cell("deaf", seconds=60))
+
+
 if __name__ == "__main__":
     Local.preload = ("bench.run.worker",)  # these cells need no more, and start twice as fast
     try:
-        sys.exit(run_plan(plan(), Store(sys.argv[1]), jobs=2, device="cpu").exit_code)
+        sys.exit(
+            run_plan(
+                stubborn() if "stubborn" in sys.argv else plan(), Store(sys.argv[1]), jobs=2, device="cpu"
+            ).exit_code
+        )
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)

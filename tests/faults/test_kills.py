@@ -31,10 +31,10 @@ class Campaign:
         self.store, self.journal = Store(folder / "store"), folder / "journal"
         self.journal.mkdir(parents=True)
 
-    def start(self) -> subprocess.Popen:
+    def start(self, *words: str) -> subprocess.Popen:
         environment = {**os.environ, "FAKE_JOURNAL": str(self.journal), "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(self.store.root)],
+            [sys.executable, str(SCRIPT), str(self.store.root), *words],
             env=environment,
             stderr=subprocess.PIPE,
             text=True,
@@ -55,6 +55,18 @@ class Campaign:
                 return False
             assert time.monotonic() < deadline
             time.sleep(0.02)
+        return True
+
+    def kill_newest_worker(self) -> bool:
+        """Kill the process that did the last step; return whether it was there."""
+        newest = max(self.journal.iterdir(), key=lambda path: path.stat().st_mtime_ns).name
+        workers = [process for name, process, _ in self.entries() if name == newest]
+        if not workers:  # the file was made this moment and holds no line yet
+            return False
+        try:
+            os.kill(workers[-1], signal.SIGKILL)
+        except ProcessLookupError:
+            return False
         return True
 
     def check_journal(self, block: int = fault_runner.BLOCK) -> None:
@@ -112,13 +124,7 @@ def test_killed_workers(tmp_path, undisturbed):
         for _ in range(min(7, KILLED_WORKERS - kills)):
             if not campaign.wait_for_steps(runner, moments.randint(1, 12)):
                 break
-            newest = max(campaign.journal.iterdir(), key=lambda path: path.stat().st_mtime_ns)
-            worker = int(newest.read_text().splitlines()[-1].split()[0])
-            try:
-                os.kill(worker, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-            kills += 1
+            kills += campaign.kill_newest_worker()
         errors = runner.communicate(timeout=120)[1]
         assert "killed (signal 9)" in errors
         assert runner.returncode == 1
@@ -155,3 +161,24 @@ def test_ctrl_c_while_starting(tmp_path):
     assert time.monotonic() - begin < 5
     assert runner.returncode == 130
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(("times", "seconds"), [(1, 5.0), (2, 2.0)])
+def test_ctrl_c_with_a_cell_that_does_not_listen(tmp_path, times, seconds):
+    """Such a cell is killed after a moment, and at once on the second Ctrl-C; nobody stays behind."""
+    campaign = Campaign(tmp_path)
+    runner = campaign.start("stubborn")
+    assert campaign.wait_for_steps(runner)
+    worker = campaign.entries()[0][1]
+    begin = time.monotonic()
+    for _ in range(times):
+        os.killpg(runner.pid, signal.SIGINT)
+        time.sleep(0.3)
+    errors = runner.communicate(timeout=30)[1]
+    assert time.monotonic() - begin < seconds
+    assert runner.returncode == 130
+    assert "Traceback" not in errors
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not Path(f"/proc/{worker}").exists()

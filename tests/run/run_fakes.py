@@ -178,3 +178,21 @@ def tells_pid(work: Work) -> dict[str, Any]:
     path.with_suffix(".tmp").rename(path)
     time.sleep(60)
     return {}
+
+
+def deaf(work: Work) -> dict[str, Any]:
+    """Sleep without ever reporting."""
+    (Path(os.environ["FAKE_JOURNAL"]) / "deaf").write_text(f"{os.getpid()} 1\n")
+    end = time.monotonic() + work.config["params"]["seconds"]
+    while time.monotonic() < end:  # a signal ends a single sleep early
+        time.sleep(1)
+    return {}
+
+
+def threads(work: Work) -> dict[str, Any]:
+    """Measure the threads of torch and of the libraries below NumPy and SciPy."""
+    import torch
+
+    return {
+        "measures": [measure(torch.get_num_threads(), "torch"), measure(int(os.environ["OMP_NUM_THREADS"]), "numpy")]
+    }

@@ -266,6 +266,21 @@ def test_a_held_claim_is_touched(tmp_path, monkeypatch):
         assert time.time() - path.stat().st_mtime < 60
 
 
+def test_a_claim_released_while_another_one_takes_it(tmp_path, monkeypatch):
+    """The file vanishes between opening and locking it: a lock on the removed file would exclude nobody."""
+    path, original = tmp_path / "claim", claims._lock
+    path.write_text("")
+
+    def lock(handle):
+        monkeypatch.setattr(claims, "_lock", original)
+        path.unlink()
+        return original(handle)
+
+    monkeypatch.setattr(claims, "_lock", lock)
+    with claims.acquire(path):
+        assert claims.held(path)
+
+
 def test_claims_exclude_each_other_under_pressure(tmp_path):
     """Four processes take and release one claim; nobody ever meets another one inside."""
     path, inside = tmp_path / "claim", tmp_path / "inside"

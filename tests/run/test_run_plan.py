@@ -121,6 +121,15 @@ def test_results_do_not_depend_on_jobs_executor_or_order(tmp_path):
     assert (tmp_path / "0" / "records.jsonl").read_bytes() == (tmp_path / "1" / "records.jsonl").read_bytes()
 
 
+def test_cells_have_the_threads_of_their_configuration_whatever_the_machine(store, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")  # of the runner
+    one, two = fakes.cell("threads", index=1), fakes.cell("threads", index=2)
+    two.config["threads"] = 2
+    run([one, two], store)
+    assert [m["value"] for m in store.result(one.key)["measures"]] == [1, 1]
+    assert [m["value"] for m in store.result(two.key)["measures"]] == [2, 1]
+
+
 def test_timed_cells_run_alone(store):
     cells = [fakes.cell("when", seconds=0.05, index=index, timed=index % 2 == 0) for index in range(6)]
     run(cells, store, jobs=4)
@@ -132,13 +141,14 @@ def test_timed_cells_run_alone(store):
 
 def test_overhead_of_a_trivial_cell_is_small(store):
     run([fakes.cell("number", value=-1)], store)  # the fork server is warm from here on
+    crowd = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
     best = float("inf")
     for attempt in range(10):  # other work on the machine only ever adds time
         cells = [fakes.cell("number", value=100 * attempt + value) for value in range(10)]
         ends = [time.monotonic()]
         run(cells, store, jobs=1, on_event=lambda event, ends=ends: ends.append(time.monotonic()))
         best = min(best, *(after - before for before, after in itertools.pairwise(ends[::2])))
-        if best < 0.05:
+        if best < 0.05 * crowd:
             return
     raise AssertionError(f"{best:.3f} s per cell")
 
