@@ -191,8 +191,14 @@ class Task(Protocol):
 
     spec: TaskSpec
     device: torch.device
-    data: Prepared
-    augment: Augment
+
+    @property
+    def data(self) -> Prepared:
+        """The dataset in the task's preprocessing, on the device."""
+
+    @property
+    def augment(self) -> Augment:
+        """The augmentation used while distilling."""
 
     def rng(self, name: str) -> torch.Generator:
         """Return the generator for one purpose; it is seeded by the task's seed and the name."""
@@ -369,8 +375,13 @@ class Distillation:
 class Evaluation(Task, Protocol):
     """The task of an evaluator."""
 
-    eval_spec: EvalSpec
-    distillation: Distillation
+    @property
+    def eval_spec(self) -> EvalSpec:
+        """What was known while planning."""
+
+    @property
+    def distillation(self) -> Distillation:
+        """The measured course of the distillation."""
 
     def trained(self, training: Training) -> Trained:
         """Return the networks of one request that `trainings` made."""

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from bench.errors import Diverged
 from bench.profile import Profile
 from bench.registry import METHODS
 from bench.run.atomic import atomic_write
+from bench.run.job import Report, Stopped
 from bench.task import LiveTask
 
 LOG_LINES = 200
@@ -48,7 +49,7 @@ def distil(
     *,
     folder: Path | None = None,
     snapshots: Iterable[int] = (),
-    report: Callable[[int, int], None] | None = None,
+    report: Report | None = None,
     checkpoint_seconds: float | None = None,
 ) -> Course:
     """Run a method to its end and return what came out.
@@ -56,7 +57,8 @@ def distil(
     folder: where checkpoints and snapshots (`set@<step>.safetensors`) go; an unfinished distillation found there is
     continued. snapshots: outer steps after which the set is kept. report: called with (step, steps).
     checkpoint_seconds: time between checkpoints; default $DDBENCH_CHECKPOINT_SECONDS or 30.
-    Raises `Diverged` where a logged number or the result is NaN or infinite.
+    Raises `Diverged` where a logged number or the result is NaN or infinite. `Stopped` passes through after a last
+    checkpoint.
     """
     wanted = set(snapshots)
     if wanted and folder is None:
@@ -78,22 +80,27 @@ def distil(
             task.load_rng_state(saved["rng"])
             done, course.log, course.snapshots = saved["step"], saved["log"], saved["snapshots"]
         last_save = profile.seconds
-        while done < steps:
-            with profile.step():
-                scalars = method.step()
-            done += 1
-            with profile.untimed():
-                if done % interval == 0 or done in (1, steps):
-                    course.log.append({"step": done, "seconds": profile.seconds, **_numbers(scalars, done)})
-                if done in wanted:
-                    assert folder is not None
-                    bench.distilled.save(folder / f"set@{done}.safetensors", _checked(method.export(), done))
-                    course.snapshots[done] = profile.seconds
-                if report:
-                    report(done, steps)
-                if checkpoint and done < steps and profile.seconds - last_save >= checkpoint_seconds:
-                    _save(checkpoint, method, task, profile, done, course)
-                    last_save = profile.seconds
+        try:
+            while done < steps:
+                with profile.step():
+                    scalars = method.step()
+                done += 1
+                with profile.untimed():
+                    if done % interval == 0 or done in (1, steps):
+                        course.log.append({"step": done, "seconds": profile.seconds, **_numbers(scalars, done)})
+                    if done in wanted:
+                        assert folder is not None
+                        bench.distilled.save(folder / f"set@{done}.safetensors", _checked(method.export(), done))
+                        course.snapshots[done] = profile.seconds
+                    if checkpoint and done < steps and profile.seconds - last_save >= checkpoint_seconds:
+                        _save(checkpoint, method, task, profile, done, course)
+                        last_save = profile.seconds
+                    if report:
+                        report(done, steps)
+        except Stopped:
+            if checkpoint and done:
+                _save(checkpoint, method, task, profile, done, course)
+            raise
         course.distilled = _checked(method.export(), done)
     course.profile = profile.summary()
     return course
@@ -104,14 +111,14 @@ def run(
     task: LiveTask,
     work: Path,
     out: Path,
-    report: Callable[[int, int], None] | None = None,
+    report: Report | None = None,
 ) -> dict[str, Any]:
     """Run the distillation of one cell; write set, snapshots and log to `out`; return the cell's results.
 
     work: folder that survives a crash (checkpoints, snapshots until the end).
     """
     kind = METHODS.get(config["method"])
-    method = kind(kind.Params.model_validate(config["params"]))
+    method = kind(kind.Params.model_validate_json(json.dumps(config["params"])))
     work.mkdir(parents=True, exist_ok=True)
     course = distil(method, task, folder=work, snapshots=config["snapshots"], report=report)
     bench.distilled.save(out / "set.safetensors", course.distilled)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-import bench.data
 import pytest
 import torch
-from bench.distilled import load, make_header
 
+import bench.data
 from bench.api import DistilledSet, Header, Method, NetSpec, Params, TaskSpec, param
 from bench.distil import CHECKPOINT, LOG_LINES, distil
+from bench.distilled import load, make_header
 from bench.errors import Diverged
 from bench.task import LiveTask, derive_seed
 

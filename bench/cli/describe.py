@@ -47,7 +47,7 @@ def _find(name: str) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[st
     if name in bench.data.names():
         return bench.data.describe(name), [], []
     if name in spec.names():
-        return {"name": name, "what": spec.describe(name)}, [], []
+        return spec.describe(name), [], []
     known = [*METHODS.names(), *EVALUATORS.names(), *bench.data.names(), *spec.names()]
     raise UserError(f"nothing is called {name!r}", hint=nearest(name, known))
 

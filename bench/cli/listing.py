@@ -57,7 +57,7 @@ def _datasets() -> dict[str, str]:
 def _networks() -> dict[str, str]:
     from bench.nets import spec
 
-    return {name: spec.describe(name) for name in spec.names()}
+    return {name: spec.describe(name)["title"] for name in spec.names()}
 
 
 def shipped_suites() -> list[Path]:
