@@ -41,7 +41,10 @@ def plan(suite: Suite, only: str | None = None, *, skip_missing: bool = False) -
     selection = None if only is None else selections.parse(only)
     found = Problems(suite.where)
     data, missing = _fingerprints(suite, found)
-    cells = Cells(data, suite.spec.threads, suite.spec.evaluation.replicates, found)
+    cells, rehearsal = (
+        Cells({**dict.fromkeys(missing, ""), **data}, suite.spec.threads, suite.spec.evaluation.replicates, found)
+        for _ in range(2)
+    )
     skipped = [
         _skip({**one.coordinates, "seed": seed}, one.reason) for one in suite.left for seed in suite.spec.grid.all_seeds
     ]
@@ -49,11 +52,13 @@ def plan(suite: Suite, only: str | None = None, *, skip_missing: bool = False) -
         for seed in suite.spec.grid.all_seeds:
             coords = coordinates(variant, seed)
             reason = NO_DATA if coords["dataset"] in missing else skip_reason(suite.spec, coords)
-            if reason is not None:
-                skipped.append(_skip(coords, reason))
-                continue
             chosen = [evaluator for evaluator in suite.evaluators if evaluator.where.matches(coords)]
-            cells.add_variant(variant, seed, chosen)
+            if reason is None:
+                cells.add_variant(variant, seed, chosen)
+                continue
+            skipped.append(_skip(coords, reason))
+            if reason == NO_DATA:  # planned all the same, for the mistakes that it shows
+                rehearsal.add_variant(variant, seed, chosen)
     result = Plan(suite, list(cells.by_key.values()), skipped)
     if selection is not None:
         result = select(result, selection)

@@ -149,7 +149,7 @@ def test_methods_without_a_budget_are_planned_once(write):
 
 
 def test_timed_evaluators_choose_timed_cells_and_snapshots_are_united(write):
-    evaluators = "[score, {name: clock, where: {seed: [0], ipc: 10}}]"
+    evaluators = "[{name: clock, where: {seed: [0], ipc: 10}}, score]"
     plan = write.plan(changed("[score]", evaluators))
     timed = [cell for cell in plan.cells if cell.timed]
     assert [cell.label for cell in timed] == ["distil fake, digits, ipc 10, seed 0"]
@@ -202,6 +202,12 @@ def test_data_that_is_not_there(write, monkeypatch, tmp_path):
     assert write.plan(text, only="dataset=digits").skipped == []
     assert "cifar10" not in write.error(text, only="dataset=digits|mnist,evaluator=score")
     assert write.error(text, only="dataset=mnist,evaluator=score").startswith("suite.yaml:3: grid.datasets[1]")
+
+
+def test_mistakes_show_without_the_data(write, monkeypatch, tmp_path):
+    monkeypatch.setenv("DDBENCH_DATA", str(tmp_path / "nothing"))
+    message = write.error(changed("[digits]", "[mnist]").replace("[score]", "[late]"), skip_missing=True)
+    assert message.startswith("suite.yaml:9: evaluators[0]: step 101 never comes")
 
 
 PLANNING_MISTAKES = [
