@@ -7,6 +7,7 @@ subtitle names the preset and what made the numbers.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +27,19 @@ from bench.report import cost, grid
 from bench.report.results import Results, groups_of, summarise
 from bench.report.table import DASH, file_name
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+    "#8C6D31",
+    "#882255",
+    "#999933",
+    "#332288",
+)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 STYLES = ("-", "--", ":", "-.")
 BOUND = "#555555"
@@ -155,7 +168,8 @@ class _Lines:
         self.figure = Figure(figsize=(8, 5))
         self.axes = self.figure.add_axes((0.09, 0.12, 0.73, 0.74))
         self.figure.text(0.09, 0.945, self.title, fontsize=14, fontweight="bold")
-        self.axes.set_title(f"{subtitle}; bars: 95 % interval")
+        words = f"{subtitle}; bars: 95 % interval, cut at the frame"
+        self.axes.set_title("\n".join(textwrap.wrap(words, 108)), fontsize=9.5)
         self.axes.set(xlabel=x, ylabel=y)
 
     def finish(
@@ -195,6 +209,10 @@ class _Lines:
             _plain_ticks(self.axes.xaxis)
         if self.axes.get_yscale() == "log":
             _plain_ticks(self.axes.yaxis)
+        if scale == 100:  # the interval of two seeds can span many times the possible range
+            heights = [end[1] for end in ends] + (scale * rows["mean"]).tolist()
+            room = max(2.0, 0.08 * (max(heights) - min(heights)))
+            self.axes.set_ylim(max(0.0, min(heights) - room), min(100.0, max(heights) + room))
         _name_lines(self.figure, self.axes, ends)
         return Plot(self.name, self.title, self.figure)
 
@@ -217,7 +235,7 @@ def _name_lines(figure: Figure, axes: Axes, ends: Sequence[tuple[float | None, f
     right = box.x1 * to_points
     for (x, y, label, colour), place in zip(ends, places, strict=True):
         start = (axes.get_xlim()[1] if x is None else x, y)
-        arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "alpha": 0.6, "shrinkA": 0, "shrinkB": 3}
+        arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "alpha": 0.6, "shrinkB": 3, "relpos": (0, 0.5)}
         where: dict[str, Any] = {
             "xytext": (right + 12, place),
             "textcoords": "figure points",
