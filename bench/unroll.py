@@ -157,7 +157,5 @@ def _stored(
         point = point - rates[t] * velocity
     loss = outer_loss(point)
     by_rates, *by_leaves = torch.autograd.grad(loss, [rates, *leaves], allow_unused=True)
-    gradients = [
-        torch.zeros_like(leaf) if part is None else part for leaf, part in zip(leaves, by_leaves, strict=True)
-    ]
+    gradients = [torch.zeros_like(leaf) if part is None else part for leaf, part in zip(leaves, by_leaves, strict=True)]
     return Sweep(loss.detach(), gradients, by_rates.detach(), point.detach())
