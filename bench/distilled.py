@@ -69,7 +69,13 @@ def make_header(task: Task, method: Method, *, floats: Mapping[str, int] | None 
 
 
 def make_set(
-    task: Task, method: Method, *, images: Tensor | None, labels: Tensor, header: Mapping[str, Any], **tensors: Any
+    task: Task,
+    method: Method,
+    *,
+    images: Tensor | None,
+    labels: Tensor,
+    header: Mapping[str, Any] | None = None,
+    **tensors: Any,
 ) -> DistilledSet:
     """Return the checked set with header, budget and the tensors of the preprocessing filled in.
 
@@ -80,7 +86,7 @@ def make_set(
     extra = {**task.data.tensors(), **tensors.pop("extra", {})}
     parts = {"images": images, "labels": labels, **tensors}
     parts = {name: None if value is None else _contract(value) for name, value in parts.items()}
-    distilled = DistilledSet(make_header(task, method, **header), **parts, extra=extra)
+    distilled = DistilledSet(make_header(task, method, **(header or {})), **parts, extra=extra)
     distilled.header = distilled.header.model_copy(update={"floats": budget(distilled)})
     for problem in _infinite(distilled):
         raise Diverged(problem)
