@@ -265,6 +265,14 @@ class Method(ABC):
         """Return the recipe the paper evaluates with (fields of `bench.train.recipe.Recipe`), if it has its own."""
         return None
 
+    @classmethod
+    def native_network(cls, params: Any, spec: TaskSpec) -> NetSpec | None:
+        """Return the network the paper evaluates with, where it is not the one it distils with.
+
+        It counts under `recipe: native` in suites that name no evaluation network.
+        """
+        return None
+
     @property
     @abstractmethod
     def steps(self) -> int:

@@ -9,9 +9,14 @@ ages, each replaced when too old, keeps them diverse.
 What ports to PyTorch lost points on is kept as in the authors' JAX code: LeCun initialisation, BatchNorm with
 momentum 0.1 in Flax's sense, LAMB with one trust ratio per tensor and no decay, labels scaled by sqrt(10/K).
 
-Where this differs: the whole state, the pool included, is in checkpoints; the Cholesky factor is taken in float64 (the
-authors' float32 solve gave users NaN at 5,000 images); the real batches are drawn without replacement from all data
-instead of from a shuffle buffer; the result is the last iterate.
+The networks of the pool are the method's own (`arch`, `norm`, `width`, `depth`), whatever network the suite names;
+their norm layers serve the distillation only. `recipe: native` evaluates as the authors do, with the same network
+without norm.
+
+Where this differs: the whole state, the pool included, is in checkpoints; kernel and regression weights are float64
+(the authors' float32 solve gave users NaN at 5,000 images); each real batch is drawn without replacement from all data
+instead of from a shuffle buffer; running variances are unbiased as always in torch; no block ZCA, so images above 64
+pixels stay unwhitened; the result is the last iterate, not the best on the test set.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from bench.api import DatasetInfo, DistilledSet, Method, NetSpec, Params, Preset
 from bench.distilled import make_set
 from bench.errors import Diverged
 from bench.lazy import torch
+from bench.nets.spec import resolve
 from methods.krr import RIDGE, centred, solve
 from methods.matching import Pixels
 
@@ -35,6 +41,15 @@ if TYPE_CHECKING:
 
 CODE = "yongchao97/FRePo, README and script/distill.py"
 EVALUATION = "yongchao97/FRePo, script/eval.py"
+FLIPPED = {"cifar10", "imagenette", "imagenette2", "imagewoof", "imagewoof2", "cub200"}
+"""Families whose distilled images are mirrored at every IPC; CIFAR-100 and Tiny-ImageNet at IPC 1 only."""
+PUBLISHED = {
+    "mnist": (1, 10, 50),
+    "fashion_mnist": (1, 10, 50),
+    "cifar10": (1, 10, 50),
+    "cifar100": (1, 10, 50),
+    "tiny_imagenet": (1, 10),
+}
 STEPS = {10: 1000, 100: 2000, 200: 20000, 400: 5000, 500: 5000, 1000: 10000, 2000: 40000, 5000: 40000}
 """Final evaluation steps by the number of distilled images (script/eval.py)."""
 
@@ -66,13 +81,11 @@ class FRePo(Method):
 
     @classmethod
     def preset(cls, dataset: DatasetInfo, ipc: int) -> Preset:
-        """Return the README's settings: flips where they help, whitening for colour images."""
-        family, colour = dataset.family, dataset.shape[0] == 3
-        known = {"mnist", "fashion_mnist", "cifar10", "cifar100", "tiny_imagenet"}
-        flips = {"cifar10": 10**9, "cifar100": 1, "tiny_imagenet": 1}
-        values = {"zca": colour, "flip": ipc <= flips.get(family, 0)}
-        published = family in known and not (family == "tiny_imagenet" and ipc > 10)
-        return Preset(values, CODE if published else None)
+        """Return the README's settings: flips where they help, whitening for colour images that are not too large."""
+        family, (channels, height, width) = dataset.family, dataset.shape
+        few = family in ("cifar100", "tiny_imagenet") and ipc == 1
+        values = {"zca": channels == 3 and max(height, width) <= 64, "flip": family in FLIPPED or few}
+        return Preset(values, CODE if ipc in PUBLISHED.get(family, ()) else None)
 
     @classmethod
     def preprocessing(cls, params: Any, dataset: DatasetInfo) -> str:
@@ -84,6 +97,16 @@ class FRePo(Method):
         """Return the authors' final evaluation, for sizes they give."""
         images = (spec.ipc or 0) * spec.dataset.classes
         return {"base": "frepo", "steps": STEPS[images]} if images in STEPS else {"base": "frepo"}
+
+    @classmethod
+    def native_network(cls, params: Any, spec: TaskSpec) -> NetSpec:
+        """Return the network of the pool without its norm layers, as the authors evaluate."""
+        return cls.network_of(params).model_copy(update={"norm": "none"})
+
+    @staticmethod
+    def network_of(params: Any) -> NetSpec:
+        """Return the network of the pool."""
+        return NetSpec(arch=params.arch, norm=params.norm, width=params.width, depth=params.depth, init="lecun")
 
     @property
     def steps(self) -> int:
@@ -102,8 +125,7 @@ class FRePo(Method):
         self.labels = labels.requires_grad_(p.learn_labels)
         self.learned = [tensor for tensor in (self.images, self.labels) if tensor.requires_grad]
         self.lamb = Lamb(self.learned)
-        net = NetSpec(arch=p.arch, norm=p.norm, width=p.width, depth=p.depth, init="lecun")
-        self.networks = [task.network(net) for _ in range(p.pool)]
+        self.networks = [task.network(self.network_of(p)) for _ in range(p.pool)]
         self.optimisers = [self._fresh(network) for network in self.networks]
         self.ages = [p.max_age // p.pool * i for i in range(p.pool)]
 
@@ -126,7 +148,7 @@ class FRePo(Method):
             targets = centred(batch.labels, task.spec.dataset.classes, self.images.dtype)
         with task.phase("set"):
             with torch.no_grad():
-                real = network.features(batch.images)
+                real = network.features(batch.images)  # type: ignore[operator]
             loss = self._regression(network, real, targets)
             gradients = torch.autograd.grad(loss + label_margin(self.labels), self.learned)
             self.lamb.step(gradients, p.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * self.count / p.iterations))))
@@ -140,12 +162,12 @@ class FRePo(Method):
         images, labels = self.images, self.labels
         if self.params.flip:
             images, labels = torch.cat([images, images.flip(3)]), torch.cat([labels, labels])
-        features = network.features(images)
+        features = network.features(images).double()  # type: ignore[operator]
         try:
-            weights = solve((features @ features.T).double(), labels.double(), self.params.ridge)
+            weights = solve(features @ features.T, labels.double(), self.params.ridge)
         except torch.linalg.LinAlgError as error:
             raise Diverged(f"the kernel matrix is not positive definite at outer step {self.count + 1}") from error
-        predicted = real @ (features.T @ weights.to(features.dtype))
+        predicted = real @ (features.T @ weights).to(real.dtype)
         return (predicted - targets).square().sum(1).mean() / 2
 
     def _online(self, who: int) -> None:
@@ -170,7 +192,8 @@ class FRePo(Method):
 
     def export(self) -> DistilledSet:
         """Return images and learned labels."""
-        header = {"label_kind": "centred"}
+        network = resolve(self.network_of(self.params), self.task.spec.dataset.shape)
+        header = {"label_kind": "centred", "network": network.model_dump(mode="json")}
         return make_set(self.task, self, images=self.images.clone(), labels=self.labels.clone(), header=header)
 
     def state_dict(self) -> dict[str, Any]:

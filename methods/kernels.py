@@ -2,7 +2,8 @@
 
 A network is a short list of layers, `architecture` makes the usual ones. Where nothing mixes pixels before the
 readout (no pooling), the covariance of a pixel with the same pixel of the other image is all that is needed and a
-kernel costs O(n m P). Pooling needs all pairs of pixels, O(n m P^2), and is computed in blocks of image pairs.
+kernel costs O(n m P). Pooling needs all pairs of pixels, O(n m P^2), and is computed in blocks of image pairs, each
+of which is computed once more for its derivative, so that memory holds one block: exact, and for tiny images only.
 
 NTK parametrisation with weight variance 2 and bias variance 0.01, as KIP uses. Use float64: the ridge of KIP is 1e-6
 of the mean diagonal.
@@ -11,7 +12,7 @@ of the mean diagonal.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from bench.errors import UserError
 from bench.lazy import F, torch
@@ -26,30 +27,38 @@ PI = 3.141592653589793
 BLOCK = 2**24
 """Numbers in one block of pixel pairs: 128 MiB in float64 for each of the few arrays alive at a time."""
 
+KERNELS = "fc<L>, conv<L>, conv<L>-gap, convnet, convnet3, myrtle5, myrtle7 or myrtle10"
+"""The names that `architecture` knows."""
+
 Layer = Literal["conv", "relu", "pool", "gap", "flatten", "dense"]
 
 
 def architecture(name: str) -> tuple[Layer, ...]:
-    """Return the layers of `fc<L>`, `conv<L>`, `conv<L>-gap`, `convnet`, `convnet3` or `myrtle5`.
+    """Return the layers of a network of `KERNELS`.
 
     fc: L hidden layers. conv: L convolutions without pooling. convnet: the main kernel of KIP's second paper, a
-    convolution followed by three with 2x2 average pooling; convnet3 lacks the first one. Raises `UserError`.
+    convolution followed by three with 2x2 average pooling; convnet3 lacks the first one. myrtle: blocks of
+    convolutions, pooled twice on the way and globally at the end (Shankar et al. 2020). Raises `UserError`.
     """
-    pooled: tuple[Layer, ...] = ("conv", "relu", "pool")
+    conv: tuple[Layer, ...] = ("conv", "relu")
+    pooled: tuple[Layer, ...] = (*conv, "pool")
     fixed: dict[str, tuple[Layer, ...]] = {
-        "convnet": ("conv", "relu", *pooled * 3, "flatten", "dense"),
+        "convnet": (*conv, *pooled * 3, "flatten", "dense"),
         "convnet3": (*pooled * 3, "flatten", "dense"),
-        "myrtle5": ("conv", "relu", *pooled, "conv", "relu", "pool", "conv", "relu", "gap", "dense"),
     }
+    for name_of, blocks in (("myrtle5", (1, 1, 1)), ("myrtle7", (1, 2, 2)), ("myrtle10", (2, 3, 3))):
+        first, second, third = (conv * number for number in blocks)
+        fixed[name_of] = (*conv, *first, "pool", *second, "pool", *third, "gap", "dense")
     if name in fixed:
         return fixed[name]
     kind, _, readout = name.partition("-")
-    word, depth = kind.rstrip("0123456789"), kind[len(kind.rstrip("0123456789")) :]
+    word = kind.rstrip("0123456789")
+    depth = kind.removeprefix(word)
     if word == "fc" and depth and not readout:
         return ("flatten", "dense", *("relu", "dense") * int(depth))
     if word == "conv" and depth and readout in ("", "gap"):
-        return (*("conv", "relu") * int(depth), "gap" if readout else "flatten", "dense")
-    raise UserError(f"unknown kernel {name!r}", hint=f"known: fc<L>, conv<L>, conv<L>-gap, {', '.join(fixed)}")
+        return (*conv * int(depth), "gap" if readout else "flatten", "dense")
+    raise UserError(f"unknown kernel {name!r}", hint=f"known: {KERNELS}")
 
 
 def kernel(name: str, kind: Literal["ntk", "nngp"] = "ntk") -> Callable[[Tensor, Tensor], Tensor]:
@@ -85,6 +94,8 @@ def relu(k11: Tensor, k22: Tensor, k12: Tensor, ntk: Tensor) -> tuple[Tensor, Te
 
 def _same_pixels(x: Tensor, z: Tensor, layers: tuple[Layer, ...]) -> tuple[Tensor, Tensor]:
     """Return (NNGP, NTK), [n, m], from the covariance of equal pixels alone."""
+    if layers[0] == "flatten":  # every value is a channel of a single pixel: a matrix product instead of [n, m, P]
+        x, z = x.reshape(len(x), -1, 1, 1), z.reshape(len(z), -1, 1, 1)
     n, m, channels = len(x), len(z), x.shape[1]
     k12 = torch.einsum("nchw,mchw->nmhw", x, z) / channels
     k11 = x.square().mean(1)[:, None]
@@ -116,14 +127,19 @@ def _box(k: Tensor) -> Tensor:
 
 def _pixel_pairs(x: Tensor, z: Tensor, layers: tuple[Layer, ...]) -> tuple[Tensor, Tensor]:
     """Return (NNGP, NTK), [n, m], from the covariance of all pairs of pixels, block by block of image pairs."""
+    from torch.utils.checkpoint import checkpoint
+
+    def recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
+        return checkpoint(function, *arguments, layers, use_reentrant=False, preserve_rng_state=False)
+
     pixels = x.shape[-1] * x.shape[-2]
     size = max(1, int((BLOCK // pixels**2) ** 0.5))
     rows = []
-    variances_z = [_variances(part, layers) for part in z.split(size)]
+    variances_z = [recomputed(_variances, part) for part in z.split(size)]
     for part_x in x.split(size):
-        variances_x = _variances(part_x, layers)
+        variances_x = recomputed(_variances, part_x)
         blocks = [
-            _cross(part_x, part_z, variances_x, variances, layers)
+            recomputed(_cross, part_x, part_z, variances_x, variances)
             for part_z, variances in zip(z.split(size), variances_z, strict=True)
         ]
         rows.append([torch.cat([block[i] for block in blocks], 1) for i in range(2)])

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from bench.api import DatasetInfo, DistilledSet, Method, Params, TaskSpec, param
+from bench.api import DatasetInfo, DistilledSet, Method, NetSpec, Params, TaskSpec, param
 from bench.distilled import make_set
 from bench.lazy import torch
-from methods.kernels import architecture, kernel
+from methods.kernels import KERNELS, architecture, kernel
+from methods.kip import KIP
 from methods.krr import RIDGE, centred, solve
 from methods.matching import Pixels
 
@@ -26,7 +27,7 @@ class LabelSolve(Method):
     class Params(Params):
         """The kernel regression whose labels are solved for."""
 
-        kernel: str = param("fc1", "fc<L>, conv<L>, conv<L>-gap, convnet, convnet3, myrtle5")
+        kernel: str = param("fc1", KERNELS)
         kind: Literal["ntk", "nngp"] = param("ntk", "which kernel of the infinitely wide network")
         ridge: float = param(RIDGE, "ridge relative to the mean diagonal", gt=0)
         zca: bool = param(False, "KIP's whitening, colour images only")
@@ -46,6 +47,11 @@ class LabelSolve(Method):
         """Return KIP's training of a finite network."""
         return {"base": "kip"}
 
+    @classmethod
+    def native_network(cls, params: Any, spec: TaskSpec) -> NetSpec:
+        """Return KIP's finite network."""
+        return KIP.native_network(params, spec)
+
     def start(self, task: Task) -> None:
         """Draw the images and solve."""
         p, train = self.params, task.data.train
@@ -53,8 +59,9 @@ class LabelSolve(Method):
         self.task = task
         self.pixels = Pixels(task, init="real", rate=1.0, momentum=0.0).pixels.detach()
         support, gram = self.pixels.double(), kernel(p.kernel, p.kind)
-        with torch.no_grad():
-            inverse = solve(gram(support, support), torch.eye(len(support), dtype=torch.float64), p.ridge)
+        with task.phase("set"), torch.no_grad():
+            eye = torch.eye(len(support), dtype=torch.float64, device=support.device)
+            inverse = solve(gram(support, support), eye, p.ridge)
             index = torch.arange(train.size, device=task.device).split(p.chunk)
             rows = torch.cat([gram(train.images(part).double(), support) @ inverse for part in index])
             targets = centred(train.labels, task.spec.dataset.classes, torch.float64)

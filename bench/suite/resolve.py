@@ -216,10 +216,14 @@ def _evaluation(
 ) -> tuple[NetSpec | None, dict[str, Any] | None]:
     """Return the network and the recipe of evaluation, None for what is wrong."""
     network: NetSpec | None = task.network
-    if (wanted := spec.evaluation.network) is not None:
-        path: KeyPath = ("evaluation", "network")
-        network = found.attempt(path, lambda: resolved(nets.parse(wanted), task.dataset.shape))
     path, given = _chosen_recipe(spec, row.entry)
+    if (wanted := spec.evaluation.network) is not None:
+        place: KeyPath = ("evaluation", "network")
+        network = found.attempt(place, lambda: resolved(nets.parse(wanted), task.dataset.shape))
+    elif _base(given) == NATIVE:
+        own = found.attempt(row.path, call, f"method {row.entry.name!r}", row.kind.native_network, params, task)
+        if own is not None:
+            network = found.attempt(row.path, resolved, own, task.dataset.shape)
     return network, found.attempt(path, _recipe, given, row.kind, params, task)
 
 
@@ -262,6 +266,11 @@ def _chosen_recipe(spec: SuiteSpec, entry: MethodEntry) -> tuple[KeyPath, str | 
         if name in spec.evaluation.recipes:
             return ("evaluation", "recipes", name), spec.evaluation.recipes[name]
     return ("evaluation", "recipe"), spec.evaluation.recipe
+
+
+def _base(given: str | Mapping[str, Any]) -> Any:
+    """Return the name a recipe is or starts from, None where it names none."""
+    return given if isinstance(given, str) else given.get("base")
 
 
 def check_recipe(given: str | Mapping[str, Any]) -> None:

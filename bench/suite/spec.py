@@ -14,7 +14,7 @@
       augment: null                   # null: the method's own
     methods: {dsa: {iterations: 50}}  # parameters by method name or label, on top of the entries above
     evaluation:
-      network: convnet                # null: the network of the distillation
+      network: convnet                # null: that of the distillation, or the paper's under `native`
       recipe: review                  # name, {base: review, epochs: 100}; `native`: the method's own, else review
       recipes: {whole: whole}         # other recipes, by method name or label
       replicates: 5                   # networks per distilled set

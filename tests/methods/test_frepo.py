@@ -229,3 +229,203 @@ def test_state_continues_bit_for_bit(make_task):
     whole, resumed = run(), run(stop=4)
     assert torch.equal(whole.images, resumed.images)
     assert torch.equal(whole.labels, resumed.labels)
+
+
+# ------------------------------------------------------------------------------------ identities of the whole method
+
+
+def double(task, **params):
+    """A started method with everything in float64, and its first network in evaluation mode."""
+    fast = method(**params)
+    fast.start(task)
+    fast.images, fast.labels = (t.detach().double().requires_grad_() for t in (fast.images, fast.labels))
+    return fast, fast.networks[0].double().eval()
+
+
+def test_a_fixed_network_gives_the_loss_and_gradient_of_kip_times_the_classes(make_task):
+    from methods.kip import KIP
+
+    task = make_task(dtype=torch.float64)
+    fast, network = double(task, pool=1)
+    kip = KIP(KIP.Params(labels="learned", chunk=5))
+    kip.start(make_task(dtype=torch.float64))
+    with torch.no_grad():
+        kip.images.copy_(fast.images)
+        kip.labels.copy_(fast.labels)
+    kip.kernel = lambda x, z: network.features(x) @ network.features(z).T
+    x_t, targets = task.data.train.images(), centred(task.data.train.labels, 3, torch.float64)
+    loss = fast._regression(network, network.features(x_t).detach(), targets)
+    gradients = torch.autograd.grad(loss, [fast.images, fast.labels])
+    torch.testing.assert_close(3 * kip._gradient(x_t, targets), loss.detach(), rtol=1e-8, atol=0)
+    for own, other in zip(gradients, (kip.images.grad, kip.labels.grad), strict=True):
+        torch.testing.assert_close(3 * other, own, rtol=1e-5, atol=1e-8)
+
+
+def test_loss_is_a_convex_quadratic_of_the_labels_with_the_label_solve_as_minimum(make_task):
+    task = make_task(dtype=torch.float64)
+    fast, network = double(task, ridge=1e-3)
+    real = network.features(task.data.train.images()).detach()
+    targets = centred(task.data.train.labels, 3, torch.float64)
+
+    def loss(labels):
+        fast.labels = labels
+        return fast._regression(network, real, targets)
+
+    a, b = features(6, 3), features(6, 3, 1)
+    at_ends, middle = (loss(a) + loss(b)) / 2, loss((a + b) / 2)
+    zero = loss(torch.zeros_like(a))
+    torch.testing.assert_close(at_ends - middle, (loss((a - b) / 2) + loss((b - a) / 2)) / 2 - zero)
+    assert at_ends > middle
+    f_s = network.features(fast.images).detach()
+    rows = real @ f_s.T @ solve(f_s @ f_s.T, torch.eye(6, dtype=torch.float64), 1e-3)
+    best = torch.linalg.lstsq(rows, targets, driver="gelsd").solution.requires_grad_()
+    (slope,) = torch.autograd.grad(loss(best), best)
+    assert slope.abs().max() < 1e-9
+    assert loss(best) < min(loss(a), loss(b))
+
+
+def test_every_outer_step_moves_images_and_labels_by_the_rate_times_their_norms(make_task):
+    fast = method()
+    fast.start(make_task())
+    for step in range(10):
+        before = [tensor.detach().clone() for tensor in fast.learned]
+        fast.step()
+        rate = 3e-4 * (0.1 + 0.9 * (1 + math.cos(math.pi * step / 10)) / 2)
+        for old, new in zip(before, fast.learned, strict=True):
+            assert float((new.detach() - old).norm()) == pytest.approx(rate * float(old.norm()), rel=2e-3)
+
+
+def test_lives_of_the_networks(make_task):
+    """A life is max_age + 1 updates and the visit that ends it; ages at visits are even between 0 and max_age + 1."""
+    fast = method(pool=2, max_age=10, width=1, depth=1)
+    fast.start(make_task(shape=(1, 4, 4), ipc=1))
+    rng, ages, replaced = torch.Generator().manual_seed(0), [], 0
+    for _ in range(600):
+        who = int(torch.randint(2, (), generator=rng))
+        ages.append(fast.ages[who])
+        fast._online(who)
+        replaced += fast.ages[who] == 0
+    assert abs(replaced - 600 / 12) <= 2
+    assert sum(ages) / len(ages) == pytest.approx(5.5, abs=0.2)
+    assert max(ages) == 11
+
+
+def test_features_of_real_images_do_not_depend_on_their_batch(make_task):
+    task = make_task(dtype=torch.float64)
+    fast, network = double(task)
+    fast.ages[0] = 0
+    fast._online(0)  # running statistics of a batch that was seen
+    network.eval()
+    x = task.data.train.images(torch.arange(5))
+    apart = torch.cat([network.features(image[None]) for image in x])
+    torch.testing.assert_close(network.features(x), apart, rtol=1e-12, atol=1e-14)
+
+
+def test_batch_norm_remembers_nine_tenths_of_the_batch(make_task):
+    task = make_task(dtype=torch.float64)
+    fast, network = double(task)
+    maps = []
+    norm = next(m for m in network.modules() if hasattr(m, "running_mean"))
+    norm.register_forward_hook(lambda module, inputs, output: maps.append(inputs[0].detach()))
+    fast._online(0)
+    torch.testing.assert_close(norm.running_mean, 0.9 * maps[0].mean((0, 2, 3)))
+    variance = maps[0].transpose(0, 1).flatten(1).var(1)
+    torch.testing.assert_close(norm.running_var, 0.1 + 0.9 * variance)
+
+
+# ------------------------------------------------------------------------------------ networks, presets, protocol
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "size", "parameters"),
+    [((3, 32, 32), 10, 8192, 1_560_842), ((1, 28, 28), 10, 8192, None), ((3, 64, 64), 200, 16384, None),
+     ((3, 128, 128), 10, 32768, None)],
+)  # fmt: skip
+def test_sizes_of_the_network(shape, classes, size, parameters):
+    from bench.nets import construct, parameter_count
+
+    evaluated = FRePo.network_of(FRePo.Params()).model_copy(update={"norm": "none"})
+    assert construct._template(evaluated, shape, classes).feature_size == size
+    if parameters:
+        assert parameter_count(evaluated, shape, classes) == parameters
+
+
+def preset(name, ipc):
+    from bench.data import info
+
+    found = FRePo.preset(info(name), ipc)
+    params = FRePo.Params(**found.params)
+    return params.flip, FRePo.preprocessing(params, info(name)), found.source is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "ipc", "expected"),
+    [("mnist", 1, (False, "meanstd", True)), ("fashion_mnist", 50, (False, "meanstd", True)),
+     ("cifar10", 50, (True, "zca-frepo", True)), ("cifar10", 20, (True, "zca-frepo", False)),
+     ("cifar100", 1, (True, "zca-frepo", True)), ("cifar100", 10, (False, "zca-frepo", True)),
+     ("tiny_imagenet", 1, (True, "zca-frepo", True)), ("tiny_imagenet", 10, (False, "zca-frepo", True)),
+     ("tiny_imagenet", 50, (False, "zca-frepo", False)), ("imagenette2", 1, (True, "meanstd", False)),
+     ("svhn", 10, (False, "zca-frepo", False))],
+)  # fmt: skip
+def test_presets(name, ipc, expected):
+    assert preset(name, ipc) == expected
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "arch", "steps"),
+    [("recipe: native", "frepo_conv", 1000), ("recipe: {base: native, steps: 5}", "frepo_conv", 5),
+     ("recipe: native, network: lenet", "lenet", 1000), ("recipe: review", "convnet", None)],
+)  # fmt: skip
+def test_native_evaluation_in_a_suite(tmp_path, evaluation, arch, steps):
+    """The network of the pool without norm, the authors' steps; a network that the suite names wins."""
+    from bench import suite
+
+    file = tmp_path / "suite.yaml"
+    grid = "grid: {datasets: [digits], methods: [frepo], ipc: [1]}"
+    file.write_text(f"{grid}\nevaluation: {{{evaluation}}}\nevaluators: [accuracy]")
+    cells = {cell.kind: cell.config for cell in suite.plan(suite.load(file)).cells}
+    found = cells["evaluate"]["eval"]
+    assert (found["network"]["arch"], found["recipe"]["steps"]) == (arch, steps)
+    assert cells["prepare"]["params"]["network"] == found["network"]
+    if arch == "frepo_conv":
+        assert (found["network"]["norm"], found["network"]["width"]) == ("none", 128)
+        assert (found["recipe"]["optimiser"], found["recipe"]["augment"]) == ("adam", "frepo")
+
+
+def test_evaluation_steps_by_the_number_of_images():
+    from bench.api import NetSpec, TaskSpec
+    from bench.data import info
+
+    def steps(name, ipc):
+        recipe = FRePo.native_recipe(FRePo.Params(), TaskSpec(dataset=info(name), ipc=ipc, network=NetSpec()))
+        return recipe.get("steps")
+
+    assert (steps("mnist", 1), steps("cifar100", 1), steps("cifar10", 50)) == (1000, 2000, 5000)
+    assert (steps("cifar100", 50), steps("tiny_imagenet", 10), steps("cifar10", 3)) == (40000, 40000, None)
+
+
+def test_whitened_colour_images_and_fixed_labels(make_task):
+    task = make_task(shape=(3, 8, 8), preprocessing="zca-frepo")
+    fast = method(learn_labels=False, flip=True)
+    fast.start(task)
+    first = fast.images.detach().clone()
+    for _ in range(3):
+        fast.step()
+    made = fast.export()
+    assert made.header.preprocessing == "zca-frepo"
+    assert "preprocessing/matrix" in made.extra
+    assert made.header.network["arch"] == "frepo_conv"
+    assert made.header.network["norm"] == "bn"
+    torch.testing.assert_close(made.labels, centred(torch.arange(3).repeat_interleave(2), 3, torch.float32) / 0.3**0.5)
+    assert not torch.equal(made.images, first)
+
+
+def test_more_images_than_an_online_batch_are_drawn_without_replacement(make_task):
+    fast = method(online_batch=4, width=1, depth=1)
+    fast.start(make_task())
+    seen = []
+    fast.networks[0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    fast.ages[0] = 0
+    fast._online(0)
+    assert len(seen[0]) == 4
+    assert len(torch.unique(seen[0].flatten(1), dim=0)) == 4

@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+import torch.utils._python_dispatch
 
 from bench.errors import UserError
 from methods import kernels
@@ -138,3 +139,46 @@ def test_unknown_kernels_are_named():
     for name in ("fc", "conv", "cnn3", "fc2-gap"):
         with pytest.raises(UserError, match="unknown kernel"):
             architecture(name)
+
+
+def test_memory_of_pooled_kernels_does_not_grow_with_the_number_of_pairs(monkeypatch):
+    """Blocks are recomputed for the derivative: autograd keeps no array as large as that of a block."""
+    x, z = images(6).requires_grad_(), images(6, seed=1)
+    monkeypatch.setattr(kernels, "BLOCK", 4 * 16**2)  # two by two images
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        found = kernel("conv1-gap")(x, z)
+    assert max(kept) < 4 * 16**2
+    (blocked,) = torch.autograd.grad(found.tanh().sum(), x)
+    monkeypatch.setattr(kernels, "BLOCK", 2**24)
+    (whole,) = torch.autograd.grad(kernel("conv1-gap")(x, z).tanh().sum(), x)
+    torch.testing.assert_close(blocked, whole, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(("name", "convolutions", "pools"), [("myrtle5", 4, 2), ("myrtle7", 6, 2), ("myrtle10", 9, 2),
+                                                            ("convnet", 4, 3), ("convnet3", 3, 3)])  # fmt: skip
+def test_published_kernels(name, convolutions, pools):
+    layers = architecture(name)
+    assert (layers.count("conv"), layers.count("relu"), layers.count("pool")) == (convolutions, convolutions, pools)
+    assert layers[-2:] == ("gap" if "myrtle" in name else "flatten", "dense")
+
+
+def test_dense_kernels_need_no_array_of_pixels():
+    """100 x 100 images of 3 x 32 x 32 values: a covariance for every pixel would be 80 MB."""
+    sizes = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            sizes.append(out.numel() if isinstance(out, torch.Tensor) else 0)
+            return out
+
+    x = images(100, (3, 32, 32))
+    with Watch():
+        kernel("fc1")(x, x)
+    assert max(sizes) <= x.numel()
