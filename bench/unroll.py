@@ -17,6 +17,9 @@ Four ways to go through it, all called `mode`:
 - `identity`: as `recompute` with lam held fixed, which drops the dependence of w_t on earlier batches. This is
   TESLA's gradient (Cui et al., ICML 2023); it equals the exact one only for T = 1.
 - `window`: exact through the last `window` steps, the earlier ones count as constants (truncation).
+
+The sweep differentiates one step's gradient in reverse mode. Forward mode over it (a jvp of the gradient) gives the
+same numbers, but took 1.1 to 1.8 times as long on a CPU (ConvNet of width 32, 10 and 100 images of 8 and 28 pixels).
 """
 
 from __future__ import annotations
@@ -48,10 +51,15 @@ class Sweep:
 
 
 class Flat:
-    """The parameters of a network as one vector [P], in the order of `named_parameters`."""
+    """A network as a pure function of its parameters, one vector [P] in the order of `named_parameters`.
+
+    Running statistics of BatchNorm are those of the network when this was made, and no call changes them. In train
+    mode they have no influence: such a network normalises by the batch it sees.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
+        self.buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
         self.shapes = {name: weight.shape for name, weight in network.named_parameters()}
         self.sizes = [shape.numel() for shape in self.shapes.values()]
 
@@ -66,7 +74,7 @@ class Flat:
 
     def __call__(self, vector: Tensor, images: Tensor) -> Tensor:
         """Return the outputs [n, K] of the network with weights `vector` [P]."""
-        return functional_call(self.network, self.unflatten(vector), (images,))
+        return functional_call(self.network, {**self.unflatten(vector), **self.buffers}, (images,))
 
 
 def differentiate(
@@ -93,21 +101,21 @@ def differentiate(
     rates = rates.detach()
     if mode == "stored":
         return _stored(step_loss, outer_loss, weights, batches, rates, leaves, momentum)
-    path, velocities = _forward(step_loss, weights.detach(), batches, rates, momentum)
+    first = 0 if window is None else max(0, len(batches) - window)
+    path, velocities = _forward(step_loss, weights.detach(), batches, rates, momentum, first)
     final = path[-1].detach().requires_grad_()
     loss = outer_loss(final)
     (lam,) = torch.autograd.grad(loss, final)
     nu = torch.zeros_like(lam)
     gradients = [torch.zeros_like(leaf) for leaf in leaves]
     rate_gradients = torch.zeros_like(rates)
-    first = max(0, len(batches) - window) if window is not None else 0
     for t in reversed(range(first, len(batches))):
         nu = nu - rates[t] * lam
-        point = path[t].detach().requires_grad_()
+        point = path[t - first].detach().requires_grad_()
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(step_loss(point, *batches[t]()), point, create_graph=True)
             product = nu @ gradient
-        rate_gradients[t] = -(lam @ (momentum * velocities[t] + gradient.detach()))
+        rate_gradients[t] = -(lam @ (momentum * velocities[t - first] + gradient.detach()))
         by_weights, *by_leaves = torch.autograd.grad(product, [point, *leaves], allow_unused=True)
         for total, part in zip(gradients, by_leaves, strict=True):
             if part is not None:
@@ -124,11 +132,14 @@ def _forward(
     batches: Sequence[Callable[[], Batch]],
     rates: Tensor,
     momentum: float,
+    first: int,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return w_0..w_T and v_0..v_{T-1}; without momentum the velocities are one shared zero vector."""
+    """Return w_t for t = first..T and v_t for t = first..T-1; without momentum all v_t are one shared zero vector."""
     path, velocity = [weights], torch.zeros_like(weights)
-    velocities = []
-    for rate, batch in zip(rates, batches, strict=True):
+    velocities: list[Tensor] = []
+    for t, (rate, batch) in enumerate(zip(rates, batches, strict=True)):
+        if t <= first:  # nothing before the first step that is differentiated is kept
+            path, velocities = path[-1:], []
         point = path[-1].detach().requires_grad_()
         with torch.no_grad():
             inputs = batch()
