@@ -268,15 +268,10 @@ def test_threads_change_keys_and_limits_do_not(write):
 def test_ten_thousand_cells_in_two_seconds(write):
     text = changed("[fake]", "[fake, chosen]").replace("seeds: 2", "seeds: 500").replace("[score]", "[score, pair]")
     suite = write.load(text)
-    seconds = []
-    for _ in range(3):  # the best of three: other processes share the cores
-        begin = time.perf_counter()
-        plan = bench.suite.plan(suite)
-        seconds.append(time.perf_counter() - begin)
-        if seconds[-1] < 2:
-            break
+    begin = time.process_time()  # of this process alone: others share the cores
+    plan = bench.suite.plan(suite)
+    assert time.process_time() - begin < 2
     assert len(plan.cells) >= 10_000
-    assert min(seconds) < 2
     assert len({cell.key for cell in plan.cells}) == len(plan.cells)
 
 
