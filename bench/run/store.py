@@ -1,10 +1,10 @@
 """The store: finished cells on disk, the only truth about what has been computed.
 
-    root/cells/<key[:2]>/<key>/   a finished cell: result.json, its tensors, its log; appears by one rename
-    root/work/<key>/              work in progress: checkpoints, log.txt, and the folder that will be published
-    root/claims/<key>             who computes it now (bench.run.claims)
-    root/failed/<key>.json        how the last try ended, where it failed
-    root/corrupt/                 damaged results, moved here for inspection and computed again
+    cells/<key[:2]>/<key>/   a finished cell: result.json, its tensors, its log; appears by one rename
+    work/<key>/              work in progress: checkpoints, log.txt, and the folder that will be published
+    claims/<key>             who computes it now (bench.run.claims)
+    failed/<key>.json        how the last try ended, where it failed
+    corrupt/                 damaged results, moved here for inspection and computed again
 
 `result.json` lists size and sha256 of every file beside it. Sizes and safetensors headers are checked whenever a
 result is read; contents are hashed when the cell becomes the input of another.
