@@ -1,7 +1,10 @@
 """Expert trajectories: networks trained on real data, their weights kept after every epoch (MTT, section 3.1).
 
-One artifact per dataset x network x preprocessing x seed, shared by MTT, TESLA and every IPC. A row is read only when
-a student needs it, so the whole buffer never has to fit in memory.
+One artifact per dataset x network x preprocessing x augmentation, shared by MTT, TESLA, every IPC and every seed, as
+the authors share their buffer. A row is read only when a student needs it, so that distilling never has the whole
+buffer in memory; training the experts does, once: experts x (epochs + 1) x P x 4 bytes, 6.5 GB for the authors' 100
+experts of CIFAR-10. A student reads the first `max_start_epoch + expert_epochs` snapshots alone, and these do not
+depend on how long the experts are trained after them: a smaller `epochs` saves time and space at the same results.
 """
 
 from __future__ import annotations
@@ -9,35 +12,41 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from bench.api import Artifact, Need, Params, param
+import bench.api
+from bench.api import Artifact, Need, param
 from bench.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from bench.api import Task
+    from bench.train.trainer import Handle
+
+TOGETHER = 10
+"""Experts trained at once. Each has its own generator, so this changes no result beyond rounding."""
 
 
 class Experts(Artifact):
     """Weights of `experts` networks before training and after each of `epochs` epochs.
 
     Plain SGD without momentum and decay, so that a student without them can follow. Tensors: `snapshots` float32
-    [experts, epochs + 1, P] in the order of `bench.unroll.Flat`, `loss` float32 [experts, epochs].
+    [experts, epochs + 1, P] in the order of `bench.unroll.Flat`, without the running statistics of BatchNorm; `loss`
+    float32 [experts, T], the training loss over the epochs (at most 200 points).
     """
 
     title = "expert trajectories"
 
-    class Params(Params):
+    class Params(bench.api.Params):
         """How the experts are trained."""
 
         experts: int = param(100, "networks", source="MTT, released commands", ge=1)
         epochs: int = param(50, "epochs of each", unit="epochs", source="MTT, released commands", ge=1)
         lr: float = param(0.01, "constant SGD rate", source="MTT, released code", gt=0)
         batch: int = param(256, "batch size", unit="images", source="MTT, released code", ge=1)
-        stack: int = param(10, "networks trained at once", ge=1)
+        images: int | None = param(None, "real images per class, drawn once; None: all", source="ours: fewer", ge=1)
 
     def build(self, task: Task) -> Mapping[str, Tensor]:
-        """Train the experts, `stack` at a time; the result does not depend on how many at a time."""
+        """Train the experts, `TOGETHER` at a time, on augmented real images."""
         from bench import nets
         from bench.train import train
         from bench.train.recipe import Recipe
@@ -52,25 +61,27 @@ class Experts(Artifact):
             schedule="constant",
             augment=task.spec.augment,
         )
-        images, labels = task.data.train.images(), task.data.train.labels
-        rows, losses = [], []
-        for first in range(0, p.experts, p.stack):
-            rngs = [task.rng(f"expert/{k}") for k in range(first, min(first + p.stack, p.experts))]
+        real = task.data.train
+        if p.images is None:
+            images, labels = real.images(), real.labels
+        else:
+            images, labels, _ = real.sample_classes(p.images, task.rng("expert images"))
+        size = nets.parameter_count(task.spec.network, info.shape, info.classes)
+        snapshots = torch.empty(p.experts, p.epochs + 1, size)  # filled in place: the buffer is the largest thing here
+        losses = []
+        for part in torch.arange(p.experts).split(TOGETHER):
+            rngs = [task.rng(f"expert/{number}") for number in part.tolist()]
+            rows = snapshots[part[0] : part[-1] + 1]
             # the same draws as the training's own: its weights before the first epoch
             _, start, _ = nets.stack(task.spec.network, info.shape, info.classes, list(map(_copy, rngs)), task.device)
-            course = [flat(start)]
-            handle = train(
-                task.spec.network,
-                images,
-                labels,
-                recipe,
-                rngs,
-                info=info,
-                on_epoch=lambda epoch, handle, course=course: course.append(flat(handle.params)),  # type: ignore[misc]
-            )
-            rows.append(torch.stack(course, 1).cpu())
+            rows[:, 0] = flat(start)
+
+            def keep(epoch: int, handle: Handle, rows: Tensor = rows) -> None:
+                rows[:, epoch] = flat(handle.params)
+
+            handle = train(task.spec.network, images, labels, recipe, rngs, info=info, on_epoch=keep)
             losses.append(handle.curves["loss"].float().cpu())
-        return {"snapshots": torch.cat(rows), "loss": torch.cat(losses)}
+        return {"snapshots": snapshots, "loss": torch.cat(losses)}
 
 
 def _copy(rng: Generator) -> Generator:
@@ -80,10 +91,11 @@ def _copy(rng: Generator) -> Generator:
 
 
 def flat(params: Mapping[str, Tensor]) -> Tensor:
-    """Return stacked parameters as one matrix [E, P], a copy."""
-    return torch.cat([weight.detach().flatten(1) for weight in params.values()], 1).clone()
+    """Return stacked parameters [E, ...] as one matrix [E, P]; it shares no memory with them."""
+    return torch.cat([weight.detach().flatten(1) for weight in params.values()], 1)
 
 
-def need(experts: int, epochs: int) -> Need:
-    """Return the request for a buffer; it does not depend on the IPC."""
-    return Need("experts", {"experts": experts, "epochs": epochs}, {"ipc": None})
+def need(experts: int, epochs: int, lr: float, batch: int, images: int | None) -> Need:
+    """Return the request for a buffer; it depends on neither the IPC nor the seed of the asking task."""
+    params = {"experts": experts, "epochs": epochs, "lr": lr, "batch": batch, "images": images}
+    return Need("experts", params, {"ipc": None, "seed": 0})

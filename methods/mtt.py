@@ -10,13 +10,18 @@ Learned are the images and the student's learning rate.
 Where this differs from the released code: the gradient of the N steps is recomputed step by step instead of stored
 (`bench.unroll`), which is the same gradient with memory that does not grow with N; expert and start epoch are drawn
 independently in every iteration, where the code passes through the buffer file by file; the result is the last
-iterate, where the code keeps the best by test accuracy. CIFAR-100 is normalised with its own constants.
+iterate, where the code keeps the best by test accuracy. CIFAR-100 is normalised with its own constants, and all seeds
+share one expert buffer. BatchNorm normalises by the student's own batch and its running statistics are left alone:
+the experts' snapshots do not have any. The extension to textures is not here.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import model_validator
 
 from bench.api import DatasetInfo, DistilledSet, Method, Need, Params, Preset, TaskSpec, param
 from bench.distilled import make_set
@@ -44,6 +49,12 @@ ROWS: dict[tuple[str, int], tuple[int, int, int, float, float, float, int | None
     ("tiny_imagenet", 10): (20, 2, 40, 1e4, 1e-4, 1e-2, 200, False),
     ("tiny_imagenet", 50): (20, 2, 40, 1e4, 1e-4, 1e-2, 300, False),
 }
+# ten-class subsets of ImageNet at 128 pixels; the README's image rate for IPC 1 is another, corrected by its author
+SUBSETS = ("imagenette", "imagewoof", "imagemeow", "imagesquawk", "imagefruit", "imageyellow")
+SUBSET_ISSUE = "the MTT authors in issue 1 of mtt-distillation"
+for subset in SUBSETS:
+    ROWS[subset, 1] = (20, 2, 10, 1e5, 1e-6, 1e-2, None, False)
+    ROWS[subset, 10] = (20, 2, 10, 1e5, 1e-6, 1e-2, 20, False)
 FIELDS = ("syn_steps", "expert_epochs", "max_start_epoch", "lr_img", "lr_lr", "lr_init", "batch_syn", "zca")
 
 
@@ -63,6 +74,20 @@ class TrajectoryParams(Params):
     init: Literal["real", "noise"] = param("real", "first images", source="MTT, released code")
     experts: int = param(100, "expert networks", source="MTT, released commands", ge=1)
     train_epochs: int = param(50, "epochs of each expert", unit="epochs", source="MTT, released commands", ge=1)
+    train_lr: float = param(0.01, "rate of the experts", source="MTT, released code", gt=0)
+    train_batch: int = param(256, "batch of the experts", unit="images", source="MTT, released code", ge=1)
+    train_images: int | None = param(
+        None, "real images per class of the experts; None: all", unit="images", source="ours: fewer", ge=1
+    )
+
+    @model_validator(mode="after")
+    def _in_the_buffer(self) -> Any:
+        last = self.max_start_epoch - 1 + self.expert_epochs
+        if last > self.train_epochs:
+            raise ValueError(
+                f"train_epochs: max_start_epoch and expert_epochs read up to epoch {last} of {self.train_epochs}"
+            )
+        return self
 
 
 class MTT(Method):
@@ -83,10 +108,14 @@ class MTT(Method):
 
     @classmethod
     def preset(cls, dataset: DatasetInfo, ipc: int) -> Preset:
-        """Return the authors' commands; for other data the nearest of them, without a source."""
+        """Return the authors' commands; elsewhere the row nearest in IPC, of CIFAR-10 for other data, as no source."""
         row = ROWS.get((dataset.family, ipc))
-        values = dict(zip(FIELDS, row or ROWS["cifar10", 1 if ipc < 10 else 10], strict=True))
-        return Preset(values if row else values | {"zca": False}, COMMANDS if row else None)
+        if row:
+            return Preset(dict(zip(FIELDS, row, strict=True)), SUBSET_ISSUE if dataset.family in SUBSETS else COMMANDS)
+        known = {size: row for (family, size), row in ROWS.items() if family == dataset.family}
+        rows = known or {size: row for (family, size), row in ROWS.items() if family == "cifar10"}
+        values = dict(zip(FIELDS, rows[min(rows, key=lambda size: abs(math.log(size / ipc)))], strict=True))
+        return Preset(values if known else values | {"zca": False}, None)
 
     @classmethod
     def preprocessing(cls, params: Any, dataset: DatasetInfo) -> str:
@@ -95,8 +124,9 @@ class MTT(Method):
 
     @classmethod
     def needs(cls, params: Any, spec: TaskSpec) -> Mapping[str, Need]:
-        """Ask for the expert buffer; all IPC share it."""
-        return {"experts": experts.need(params.experts, params.train_epochs)}
+        """Ask for the expert buffer; all IPC and seeds share it."""
+        p = params
+        return {"experts": experts.need(p.experts, p.train_epochs, p.train_lr, p.train_batch, p.train_images)}
 
     @classmethod
     def native_recipe(cls, params: Any, spec: TaskSpec) -> Mapping[str, Any]:
@@ -164,10 +194,8 @@ class MTT(Method):
     def _expert(self) -> tuple[Tensor, Tensor]:
         """Return (theta_0, theta*), float [P] each, of a random expert and start epoch."""
         p, rng = self.params, self.task.rng("experts")
-        number, length, _ = self.snapshots.get_shape()
-        latest = min(p.max_start_epoch, length - p.expert_epochs)
-        who = int(torch.randint(number, (), generator=rng, device=rng.device))
-        begin = int(torch.randint(latest, (), generator=rng, device=rng.device))
+        who = int(torch.randint(p.experts, (), generator=rng, device=rng.device))
+        begin = int(torch.randint(p.max_start_epoch, (), generator=rng, device=rng.device))
         rows = (self.snapshots[who, epoch] for epoch in (begin, begin + p.expert_epochs))
         start, goal = (row.to(self.task.device, self.set.pixels.dtype) for row in rows)
         return start, goal

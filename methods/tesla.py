@@ -13,10 +13,9 @@ rates belong to the half: `gradient_scale: 1` is that code, `2` the formula.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from bench.api import DatasetInfo, DistilledSet, Preset, TaskSpec, param
+from bench.api import DatasetInfo, DistilledSet, Preset, param
 from bench.distilled import make_set
 from bench.lazy import torch
 from methods import mtt
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from bench.unroll import Mode
 
 README = "README of justincui03/tesla"
+LABELLED_AT_ONCE = 1000
+"""Images in one pass of an expert that gives soft labels; bounds memory."""
 # dataset, IPC: syn_steps, expert_epochs, max_start_epoch, lr_img, lr_lr, lr_init, batch_syn, zca
 ROWS = {
     ("cifar10", 1): (50, 2, 5, 1e3, 1e-7, 1e-2, None, False),
@@ -56,11 +57,6 @@ class TESLA(mtt.MTT):
             return Preset(dict(zip(mtt.FIELDS, row, strict=True)), README)
         return Preset(super().preset(dataset, ipc).params, None)
 
-    @classmethod
-    def native_recipe(cls, params: Any, spec: TaskSpec) -> Mapping[str, Any]:
-        """Return MTT's evaluation."""
-        return {"base": "mtt"}
-
     def start(self, task: Any) -> None:
         """Start as MTT, with hard labels until the first expert gave soft ones."""
         super().start(task)
@@ -77,9 +73,8 @@ class TESLA(mtt.MTT):
         if self.params.labels == "hard":
             return self.set.labels
         with torch.no_grad():
-            self.student.network.eval()
-            self.soft = self.student(goal, self.set.images()).softmax(1)
-            self.student.network.train()
+            parts = [self.student(goal, images) for images in self.set.images().split(LABELLED_AT_ONCE)]
+        self.soft = torch.cat(parts).softmax(1)
         return self.soft
 
     def export(self) -> DistilledSet:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from torch.func import functional_call
 
+import bench.data
 from bench.errors import UserError
-from methods.dd import DD
+from bench.train.recipe import resolve
+from methods.dd import DD, DDMomentum
 
 FORMS = {
     "schedule": {"inner": "schedule", "epochs": 2, "batches": 2, "inner_lr": 0.1, "real_batch": 25},
@@ -130,9 +134,11 @@ def test_a_pass_over_the_real_data_repeats_nothing(make_task):
     dd = method("schedule", real_batch=25)
     task = make_task(per_class=20)
     dd.start(task)
-    seen = torch.cat([dd._real()[0] for _ in range(2)])
-    assert len(seen.flatten(1).unique(dim=0)) == 50
-    assert len(dd._real()[0]) == 25
+    passes = [[dd._real()[0] for _ in range(3)] for _ in range(2)]
+    for batches in passes:
+        assert [len(batch) for batch in batches] == [25, 25, 10]
+        assert len(torch.cat(batches).flatten(1).unique(dim=0)) == 60
+    assert not torch.equal(passes[0][0], passes[1][0])
 
 
 def test_batches_must_divide_the_images(make_task):
@@ -140,13 +146,127 @@ def test_batches_must_divide_the_images(make_task):
         method("schedule", batches=3).start(make_task(ipc=4))
 
 
-def test_window_runs_and_keeps_early_rates(make_task):
-    dd = method("schedule", window=1)
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"window": 2}, "without a gradient"),
+        ({"inner": "momentum", "steps": 3, "window": 4}, "more than the 3 steps"),
+        ({"inner": "momentum", "window_end": "random"}, "needs a window"),
+    ],
+)
+def test_windows_that_make_no_sense_are_refused(params, message):
+    with pytest.raises(ValidationError, match=message):
+        DD.Params(**params)
+
+
+def test_a_random_end_differentiates_a_window_anywhere(make_task):
+    dd = method("momentum", steps=6, window=2, window_end="random")
     dd.start(make_task())
-    before = dd.raw_rates.detach().clone()
+    assert {dd._length() for _ in range(100)} == {2, 3, 4, 5, 6}
     dd.step()
-    assert torch.equal(dd.raw_rates.detach()[:-1], before[:-1])
-    assert dd.raw_rates.detach()[-1] != before[-1]
+    assert dd.images.grad.abs().max() > 0
+
+
+def test_a_window_of_all_steps_is_the_whole_gradient(make_task):
+    results = []
+    for window in (None, 4, 1):
+        dd = method("momentum", window=window)
+        dd.start(make_task(dtype=torch.float64))
+        dd.step()
+        results.append(dd.images.grad)
+    torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=0)
+    assert (results[0] - results[2]).abs().max() > 1e-6
+
+
+def test_a_step_leaves_the_weights_of_the_network(make_task):
+    task = make_task(network="convnet-bn-w4")
+    dd = method("schedule")
+    dd.start(task)
+    state = task.rng("network").get_state()
+    buffers = [buffer.clone() for buffer in dd.model.buffers()]
+    dd.step()
+    fresh, rng = task.network(), torch.Generator()
+    rng.set_state(state)
+    task.initialise(fresh, rng)
+    for a, b in zip(dd.model.parameters(), fresh.parameters(), strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(dd.model.buffers(), buffers, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_first_images(make_task):
+    task = make_task(shape=(1, 16, 16), ipc=10)
+    normal, uniform, real = method("schedule"), method("momentum"), method("schedule", init="real")
+    for dd in (normal, uniform, real):
+        dd.start(make_task(shape=(1, 16, 16), ipc=10))
+    assert normal.images.std().item() == pytest.approx(1, abs=0.05)
+    bound = math.sqrt(6 / (256 + 30))
+    assert 0.98 * bound < uniform.images.abs().max().item() <= bound
+    assert abs(uniform.images.mean().item()) < 0.01
+    train = task.data.train
+    for image, label in zip(real.images.detach(), real.hard, strict=True):
+        assert (train.images(train.class_index(int(label))) == image).flatten(1).all(1).any()
+    with pytest.raises(UserError, match="20 images"):
+        method("schedule", init="real").start(make_task(ipc=30))
+
+
+def test_augmentation_of_real_images_leaves_the_synthetic_ones(make_task):
+    plain, augmented = (method("schedule", real_augment=kind) for kind in ("none", "crop_flip"))
+    for dd in (plain, augmented):
+        dd.start(make_task())
+    assert not torch.equal(plain._real()[0], augmented._real()[0])
+    assert torch.equal(plain._batches(None)[0]()[0], augmented._batches(None)[0]()[0])
+
+
+def test_the_outer_rate_is_halved(make_task):
+    dd = method("schedule", decay_every=2, outer_lr=0.4)
+    dd.start(make_task())
+    rates = []
+    for _ in range(5):
+        dd.step()
+        rates.append(dd.optimiser.param_groups[0]["lr"])
+    assert rates == [0.4, 0.4, 0.2, 0.2, 0.1]
+
+
+def test_presets_are_those_of_the_authors():
+    """base_options.py and README: 10 steps of one image per class, 3 times, rate 0.02 (MNIST) or 0.001 (CIFAR-10)."""
+    common = {"epochs": 3, "outer_lr": 0.01, "decay": 0.5, "real_batch": 1024, "networks": 1, "labels": "fixed"}
+    for name, own in (
+        ("mnist", {"inner_lr": 0.02, "iterations": 400 * 59, "decay_every": 40 * 59, "real_augment": "none"}),
+        ("cifar10", {"inner_lr": 0.001, "iterations": 400 * 49, "decay_every": 40 * 49, "real_augment": "crop_flip"}),
+    ):
+        for ipc in (1, 10, 50):
+            preset = DD.preset(bench.data.info(name), ipc)
+            assert (preset.source is not None) == (ipc == 10)
+            params = DD.Params(**preset.params)
+            assert (common | own).items() <= params.model_dump().items()
+    for name in ("fashion_mnist", "cifar100", "tiny_imagenet", "digits"):
+        assert all(DD.preset(bench.data.info(name), ipc).source is None for ipc in (1, 10, 50))
+
+
+@pytest.mark.parametrize(("ipc", "batches"), [(1, 1), (10, 10), (50, 10), (12, 6), (7, 7), (11, 1)])
+def test_default_batches_divide_the_images(make_task, ipc, batches):
+    dd = DD(DD.Params(epochs=1))
+    dd.start(make_task(ipc=ipc))
+    assert len(dd.order) == batches
+
+
+def test_the_form_with_momentum_has_its_own_settings(make_task):
+    preset = DDMomentum.preset(bench.data.info("cifar10"), 1)
+    params = DDMomentum.Params(**preset.params)
+    assert preset.source
+    assert DDMomentum.preset(bench.data.info("cifar10"), 10).source is None
+    expected = {"inner": "momentum", "steps": 150, "inner_lr": 0.01, "inner_momentum": 0.9, "per_class": 10}
+    expected |= {"outer_lr": 0.1, "clip": 2.0, "iterations": 500_000, "real_per_class": 64}
+    assert expected.items() <= params.model_dump().items()
+    recipe = resolve(DDMomentum.native_recipe(params, make_task(augment="dsa:color_crop").spec))
+    wanted = {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.0, "epochs": 300, "epochs_augmented": None, "batch": 640}
+    assert (wanted | {"augment": "dsa:color_crop", "schedule": "constant"}).items() <= recipe.model_dump().items()
+    assert DD.native_recipe(DD.Params(), make_task().spec) == {"base": "dd"}
+    dd = DDMomentum(params.model_copy(update={"steps": 2}))
+    dd.start(make_task())
+    dd.step()
+    assert dd.export().steps is None
 
 
 @pytest.mark.parametrize("form", FORMS)
