@@ -1,8 +1,23 @@
 """What the distillation cost, and how soon it was good enough.
 
-Seconds per outer step, split as in the cost study of Yu, Liu and Wang (TPAMI 2024); total seconds; peak memory above
-that of the idle process; and the seconds until the set reached a fraction of its final accuracy. For the last, sets
-kept at a few outer steps are evaluated like the final one, which costs one training each.
+Seconds per outer step, whole and split (`set`: the update of the set alone), as in the cost study of Yu, Liu and Wang
+(TPAMI 2024); total seconds; peak memory above that of the idle process; and the seconds until the set reached a
+fraction of its final accuracy. For the last, sets kept at a few outer steps are evaluated like the final one, which
+costs one training each.
+
+The study measures with full batches. Batches are parameters of the methods, so a suite of its cost table says there
+that every network sees the whole set at once, asks for no looks, and needs only as many outer steps as a median wants:
+
+    grid: {datasets: [cifar10], methods: [dd, dc, dsa, dm, mtt, frepo], ipc: [1, 10, 20, 50], network: convnet}
+    methods:
+      dd: {batches: 1, iterations: 20}
+      dc: {batch_train: 1000000, iterations: 20}        # at least the size of the set; dsa alike
+      mtt: {batch_syn: null, iterations: 20}            # tesla alike
+      frepo: {online_batch: 1000000, iterations: 20}
+    evaluators: [{name: cost, params: {fractions: []}}]
+
+dm, kip and label_solve have no batches of the set. A method that runs out of memory at some IPC is a row that says so.
+What is prepared for several sets (experts, teachers) is a cell of its own and not part of these seconds.
 
 Rule of the last: accuracy is taken as linear between neighbouring looks, the final set included, and the first
 crossing counts. Where the first look is already good enough its seconds are an upper bound, reported with the tag

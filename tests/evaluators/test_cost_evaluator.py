@@ -1,8 +1,14 @@
+import json
+import re
+
 import pytest
 import torch
 from pydantic import ValidationError
 
+import bench.report
+from bench.report.cost import cost_tables, other_tables
 from evaluators.cost import Cost, CostParams, reached, spent
+from methods.dm import DM
 
 PROFILE = {
     "seconds": 50.0, "phases": {"data": 1.0, "network": 2.0, "set": 3.0, "evaluation": 0.0, "other": 44.0},
@@ -90,3 +96,81 @@ def test_nothing_is_trained_for_the_bare_cost(evaluation):
 def test_bad_parameters(fields):
     with pytest.raises(ValidationError):
         CostParams(**fields)
+
+
+# ------------------------------------------------------------------------------------ the table of the review
+
+SUITE = """
+grid:
+  datasets: [digits]
+  methods: [random, dd, dc, dsa, dm, mtt, tesla, kip, frepo]
+  ipc: [1, 2]
+  network: convnet-in-w4-d2
+methods:
+  dd: {batches: 1, iterations: 3, epochs: 1, real_batch: 20}
+  dc: &full {batch_train: 1000000, iterations: 2, outer_loop: 1, inner_loop: 1, batch_real: 4}
+  dsa: *full
+  dm: {iterations: 2, batch_real: 4}
+  mtt: &experts {batch_syn: null, iterations: 2, experts: 1, train_epochs: 2, expert_epochs: 1, max_start_epoch: 1,
+                 syn_steps: 2, zca: false}
+  tesla: *experts
+  kip: {iterations: 3, batch: 20}
+  frepo: {online_batch: 1000000, iterations: 3, batch: 20, width: 4, pool: 2}
+evaluation: {recipe: {base: review, epochs: 1}, replicates: 1}
+evaluators:
+  - {name: cost, params: {fractions: []}}
+  - {name: krr}
+"""
+
+
+class Hungry(DM):
+    """DM that asks for a petabyte at its first step from two images per class on."""
+
+    def step(self):
+        return {"loss": torch.empty(10**15).sum()} if self.task.spec.ipc == 2 else super().step()
+
+
+def run(tmp_path, methods):
+    from bench import suite
+    from bench.run import Store, run_plan
+
+    grid = re.sub(r"methods: \[.*", lambda _: f"methods: {json.dumps(methods)}", SUITE)
+    file = tmp_path / "suite.yaml"
+    file.write_text(grid)
+    run_plan(suite.plan(suite.load(file)), Store(tmp_path / "out"), executor="inline", progress=False)
+    return bench.report.load(tmp_path / "out")
+
+
+def test_a_suite_gives_the_table_over_images_per_class_with_a_row_for_lost_memory(tmp_path):
+    hungry = {"name": "test_cost_evaluator:Hungry", "label": "hungry", "params": {"iterations": 2, "batch_real": 4}}
+    results = run(tmp_path, ["dm", "kip", "frepo", hungry])
+    (table,) = cost_tables(results)
+    texts = {row.header: [cell.text for cell in row.cells] for row in table.rows}
+    assert len(texts) == 8
+    assert set(texts.pop(("hungry", "2"))) == {"oom"}
+    heads = [head[1] for head in table.columns]
+    assert {"whole step", "set update", "network update", "data", "outer steps", "seconds", "host"} <= set(heads)
+    for row in texts.values():
+        cells = dict(zip(heads, row, strict=True))
+        assert float(cells["set update"].split()[0]) <= float(cells["whole step"].split()[0])
+    assert "seconds_to_fraction" not in set(results.records["metric"])
+
+
+def test_kernel_regression_has_a_table_of_its_own(tmp_path):
+    results = run(tmp_path, ["kip", "random"])
+    (table,) = [table for table in other_tables(results) if "krr" in table.name]
+    assert [head[1] for head in table.columns] == ["krr_accuracy"]
+    assert [row.header for row in table.rows] == [("kip", "1"), ("kip", "2"), ("random", "1"), ("random", "2")]
+    assert any("ntk-fc1" in line for line in table.notes)
+    assert not (results.records["metric"] == "accuracy").any()
+
+
+def test_the_parameters_of_full_batches_are_those_of_the_methods(tmp_path):
+    from bench import suite
+
+    file = tmp_path / "suite.yaml"
+    file.write_text(SUITE)
+    plan = suite.plan(suite.load(file))
+    params = {cell.coords["method"]: cell.config["params"] for cell in plan.cells if cell.kind == "distil"}
+    assert (params["dd"]["batches"], params["mtt"]["batch_syn"], params["tesla"]["batch_syn"]) == (1, None, None)
+    assert (params["dc"]["batch_train"], params["frepo"]["online_batch"]) == (10**6, 10**6)
