@@ -9,7 +9,7 @@ from unroll_toy import STEPS, close, toy, trajectory
 from bench.unroll import differentiate
 
 
-def plain_sweep(problem, *, exact: bool):
+def plain_sweep(problem, *, exact: bool = True, window: int = STEPS):
     """The adjoint recursion of MTT's derivation, written out; `exact=False` leaves lam as it is (TESLA)."""
     path, gradients = [problem["weights"]], []
     for rate, batch in zip(problem["rates"], problem["batches"], strict=True):
@@ -20,7 +20,7 @@ def plain_sweep(problem, *, exact: bool):
     final = path[-1].requires_grad_()
     (lam,) = torch.autograd.grad(problem["outer_loss"](final), final)
     by_images, by_rates = torch.zeros_like(problem["leaves"][0]), torch.zeros_like(problem["rates"])
-    for t in reversed(range(len(gradients))):
+    for t in reversed(range(STEPS - window, STEPS)):
         point, gradient = gradients[t]
         turn, part = torch.autograd.grad(lam @ gradient, [point, problem["leaves"][0]])
         by_images -= problem["rates"][t] * part
@@ -33,6 +33,14 @@ def plain_sweep(problem, *, exact: bool):
 def test_sweep_equals_the_recursion_and_identity_is_the_same_without_its_update(mode, exact):
     found = differentiate(**toy(), mode=mode)
     by_images, by_rates = plain_sweep(toy(), exact=exact)
+    close(found.leaves[0], by_images)
+    close(found.rates, by_rates)
+
+
+@pytest.mark.parametrize("window", [1, 3, STEPS])
+def test_a_window_is_the_recursion_cut_short(window):
+    found = differentiate(**toy(), mode="window", window=window)
+    by_images, by_rates = plain_sweep(toy(), window=window)
     close(found.leaves[0], by_images)
     close(found.rates, by_rates)
 
