@@ -69,6 +69,7 @@ METHODS = Registry(
         "dsa": "methods.dsa:DSA",
         "dm": "methods.dm:DM",
         "dd": "methods.dd:DD",
+        "dd_momentum": "methods.dd:DDMomentum",
         "mtt": "methods.mtt:MTT",
         "tesla": "methods.tesla:TESLA",
         "kip": "methods.kip:KIP",
