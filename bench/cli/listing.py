@@ -76,7 +76,7 @@ def _suites() -> dict[str, str]:
 def _presets() -> dict[str, str]:
     import bench.suite
 
-    return {file.stem: ", ".join(bench.suite.load(file).presets) for file in shipped_suites()}
+    return {file.stem: ", ".join(bench.suite.load(file).presets) or "none" for file in shipped_suites()}
 
 
 def _short(file: Path) -> Path:

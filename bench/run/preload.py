@@ -3,6 +3,7 @@
 A part that does not import is left to the cells that need it, which then say so themselves.
 """
 
+import gc
 import importlib
 from contextlib import suppress
 
@@ -16,3 +17,6 @@ MODULES = (
 for module in MODULES:
     with suppress(Exception):
         importlib.import_module(module)
+
+gc.collect()
+gc.freeze()  # a collection in a cell would otherwise write to, and so copy, every page of what was imported

@@ -46,7 +46,8 @@ def test_the_defaults_need_no_data():
 def test_the_laptop_table_has_its_full_shape():
     plan = bench.suite.plan(bench.suite.load(ROOT / "suites/survey_table.yaml", "laptop"))
     cells = [cell.coords for cell in plan.cells if cell.kind == "evaluate" and cell.coords["evaluator"] == "accuracy"]
-    methods = {"random", "herding", "kcenter", "forgetting", "dc", "dsa", "dm"}
+    selections = {"random", "herding", "kcenter", "forgetting"}
+    methods = selections | {"dd", "dc", "dsa", "dm", "mtt", "tesla", "kip", "frepo"}
     assert {(c["method"], c["ipc"]) for c in cells} == {(m, i) for m in methods for i in (1, 10, 50)} | {
         ("whole", None)
     }
