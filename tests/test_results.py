@@ -35,7 +35,7 @@ def test_herding_and_k_center_behave_as_known():
         assert accuracies(run, "herding", 10).low > accuracies(run, "random", 10).mean
 
 
-@pytest.mark.parametrize("run", ["mnist", "mnist_ipc10", "cifar10", "cifar10_ipc10"])
+@pytest.mark.parametrize("run", ["laptop", "mnist", "mnist_ipc10", "cifar10", "cifar10_ipc10"])
 def test_every_cell_of_a_committed_run_has_a_result(run):
     states = [json.loads(line)["state"] for line in (RESULTS / run / "states.jsonl").read_text().splitlines()]
     assert set(states) == {"ok"}
