@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from bench.api import DistilledSet, Method
 from bench.errors import Diverged
 from bench.profile import Profile
 from bench.registry import METHODS
+from bench.run import provenance
 from bench.run.atomic import atomic_write
 from bench.run.job import Report, Stopped
 from bench.task import LiveTask
@@ -121,7 +122,13 @@ def run(
     method = kind(kind.Params.model_validate_json(json.dumps(config["params"])))
     work.mkdir(parents=True, exist_ok=True)
     course = distil(method, task, folder=work, snapshots=config["snapshots"], report=report)
-    bench.distilled.save(out / "set.safetensors", course.distilled)
+    origin = {
+        **provenance.environment(),
+        **provenance.of_device(str(task.device)),
+        "data": config["task"]["data"],
+    }
+    header = course.distilled.header.model_copy(update={"provenance": origin})
+    bench.distilled.save(out / "set.safetensors", replace(course.distilled, header=header))
     for step in course.snapshots:
         shutil.copyfile(work / f"set@{step}.safetensors", out / f"set@{step}.safetensors")
     (out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in course.log))

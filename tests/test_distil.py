@@ -9,7 +9,7 @@ import torch
 
 import bench.data
 from bench.api import DistilledSet, Header, Method, NetSpec, Params, TaskSpec, param
-from bench.distil import CHECKPOINT, LOG_LINES, distil
+from bench.distil import CHECKPOINT, LOG_LINES, distil, run
 from bench.distilled import load, make_header
 from bench.errors import Diverged
 from bench.task import LiveTask, derive_seed
@@ -113,3 +113,15 @@ def test_nan_in_loss_or_result_is_reported_with_its_step():
 def test_header_says_what_was_distilled():
     header: Header = distil(walk(), task(seed=3)).distilled.header
     assert (header.dataset, header.ipc, header.seed, header.params["length"]) == ("digits", 1, 3, 20)
+
+
+def test_a_cell_writes_set_and_log_and_says_where_the_set_comes_from(tmp_path):
+    config = {"method": "random", "params": {}, "snapshots": [], "task": {"data": bench.data.fingerprint("digits")}}
+    (tmp_path / "out").mkdir()
+    result = run(config, task(), tmp_path / "work", tmp_path / "out")
+    origin = load(tmp_path / "out" / "set.safetensors").header.provenance
+    assert origin["data"] == bench.data.info("digits").content
+    assert origin["ddbench"] == bench.__version__
+    assert origin["packages"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert result["steps"] == 0
+    assert (tmp_path / "out" / "log.jsonl").is_file()
