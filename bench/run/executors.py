@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
+from types import ModuleType
 from typing import Any, Protocol
 
 from bench.registry import Registry
@@ -100,10 +101,7 @@ class _Running:
 
 
 class Local:
-    """One process per cell from a fork server on this machine.
-
-    Scripts that call the runner need the usual `if __name__ == "__main__":` of multiprocessing.
-    """
+    """One process per cell from a fork server on this machine."""
 
     preload = ("bench.run.worker", "bench.run.preload")
     """Modules that the fork server imports, so that cells do not have to."""
@@ -115,10 +113,7 @@ class Local:
 
     def start(self) -> None:
         """Start the fork server; it imports torch while the runner goes on."""
-        modules = list(self.preload)
-        if "bench.cli" in sys.modules:  # children import the main module again, which then costs nothing
-            modules.append("bench.cli")
-        self._context.set_forkserver_preload(modules)
+        self._context.set_forkserver_preload(list(self.preload))
         with _ctrl_c_ignored(), _one_thread():
             forkserver.ensure_running()
 
@@ -126,11 +121,12 @@ class Local:
         """Start a process for the cell."""
         receiver, sender = self._context.Pipe(duplex=False)
         process = self._context.Process(target=child.main, args=(job, sender), name=f"ddbench {job.key}")
-        try:
-            process.start()
-        except (OSError, EOFError):  # the fork server was killed; the next call starts another one
-            process = self._context.Process(target=child.main, args=(job, sender), name=process.name)
-            process.start()
+        with _main_hidden():
+            try:
+                process.start()
+            except (OSError, EOFError):  # the fork server was killed; the next call starts another one
+                process = self._context.Process(target=child.main, args=(job, sender), name=process.name)
+                process.start()
         sender.close()
         self._running[job.key] = _Running(job, process, receiver, time.monotonic())
 
@@ -244,3 +240,17 @@ def _ctrl_c_ignored() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _main_hidden() -> Iterator[None]:
+    """Let a process start without importing the runner's main script again.
+
+    What it runs is found by module name, so that import would only cost time (and need a guard in the script).
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
