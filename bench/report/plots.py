@@ -184,6 +184,8 @@ class _Lines:
     ) -> Plot:
         """Draw the lines of all methods and the bound; ticks: the x values are the ticks; points: write the IPC."""
         self.axes.set_xscale("log")
+        if ticks:  # before anything is drawn: a single value has no range of its own
+            self.axes.set_xlim(rows[x].min() / 1.2, rows[x].max() * 1.2)
         ends = []
         for label, line in groups_of(rows[rows[x].notna()], "label"):
             line = line.sort_values(x)
