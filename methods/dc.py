@@ -19,23 +19,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from bench.api import DatasetInfo, Method, Params, Preset, TaskSpec, param
+from bench.api import DatasetInfo, Params, Preset, TaskSpec, param
 from bench.data import Batch
 from bench.lazy import F, torch
 from methods.matching import (
     Classes,
     Distance,
-    Pixels,
     batch_norms,
     freeze_statistics,
     match_gradients,
     sample_real,
 )
+from methods.parametrise import Parametrised
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bench.api import DistilledSet, Task
+    from bench.api import Task
 
 CODE = "VICO-UoE/DatasetCondensation at 53f63a6"
 FAMILIES = ("mnist", "fashion_mnist", "svhn", "cifar10", "cifar100")
@@ -82,7 +82,7 @@ class DCParams(Params):
     chunk: int | None = param(None, "images in one joint pass; None: by image size and device", unit="images", ge=1)
 
 
-class DC(Method):
+class DC(Parametrised):
     """Gradient matching. `DSA` is this class with a siamese augmentation and real first images."""
 
     Params = DCParams
@@ -107,16 +107,11 @@ class DC(Method):
         """Return the paper's evaluation: 300 epochs without augmentation (MNIST: 1000 with one of its own)."""
         return {"base": "dc"}
 
-    @property
-    def steps(self) -> int:
-        """Return K+1."""
-        return self.params.iterations + 1
-
     def start(self, task: Task) -> None:
         """Create the images and the network that every outer iteration draws anew."""
         p = self.params
-        self.task, self.iteration = task, 0
-        self.set = Pixels(task, init=p.init, rate=p.lr_img, momentum=p.momentum)
+        self.task = task
+        self.set = self.parametrise(task)
         outer, inner = loops(task.spec.ipc or 1)
         self.outer_loop = outer if p.outer_loop is None else p.outer_loop
         self.inner_loop = inner if p.inner_loop is None else p.inner_loop
@@ -134,7 +129,6 @@ class DC(Method):
             losses.append(self.update_images())
             if update < self.outer_loop - 1:
                 self.update_network()
-        self.iteration += 1
         return {
             "loss": torch.stack(losses).mean() / len(self.set.counts),
             "real_images": self.real_images,
@@ -182,16 +176,3 @@ class DC(Method):
                     F.cross_entropy(self.model(batch), labels[index]).backward()
                     self.model_optimiser.step()
                     self.network_steps += 1
-
-    def export(self) -> DistilledSet:
-        """Return the images as they stand now."""
-        return self.set.export(self.task, self)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return images, momentum and iteration; networks do not outlive their iteration."""
-        return {"set": self.set.state_dict(), "iteration": self.iteration}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`, after `start`."""
-        self.set.load_state_dict(state["set"])
-        self.iteration = state["iteration"]

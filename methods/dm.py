@@ -13,14 +13,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from bench.api import DatasetInfo, Method, Params, Preset, TaskSpec, param
+from bench.api import DatasetInfo, Params, Preset, TaskSpec, param
 from bench.data import Batch
-from methods.matching import Classes, Pixels, match_features, sample_real
+from methods.matching import Classes, match_features, sample_real
+from methods.parametrise import Parametrised
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bench.api import DistilledSet, Task
+    from bench.api import Task
 
 CODE = "VICO-UoE/DatasetCondensation at 53f63a6"
 PUBLISHED = {"cifar10": (1, 10, 50, 100, 200, 500, 1000, 1250), "cifar100": (1, 10, 50, 100, 125)}
@@ -54,7 +55,7 @@ class DMParams(Params):
     )
 
 
-class DM(Method):
+class DM(Parametrised):
     """Distribution matching."""
 
     Params = DMParams
@@ -75,16 +76,10 @@ class DM(Method):
         """Return the paper's evaluation: that of DSA, 1000 epochs under the same family of augmentations."""
         return {"base": "dm"}
 
-    @property
-    def steps(self) -> int:
-        """Return K+1."""
-        return self.params.iterations + 1
-
     def start(self, task: Task) -> None:
         """Create the images and the network that every iteration draws anew."""
-        p = self.params
-        self.task, self.iteration = task, 0
-        self.set = Pixels(task, init=p.init, rate=p.lr_img, momentum=p.momentum)
+        self.task = task
+        self.set = self.parametrise(task)
         self.model = task.network().requires_grad_(False).train()
 
     def step(self) -> dict[str, float | Tensor]:
@@ -99,22 +94,8 @@ class DM(Method):
             synthetic = Batch(images, self.set.labels, self.set.counts)
             losses, derivative = match_features(self.model, real, synthetic, classes=p.classes, chunk=p.chunk)
             self.set.update(images, derivative)
-        self.iteration += 1
         return {
             "loss": losses.mean(),
             "real_images": len(real.labels),
             "synthetic_images": len(self.set.labels),
         }
-
-    def export(self) -> DistilledSet:
-        """Return the images as they stand now."""
-        return self.set.export(self.task, self)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return images, momentum and iteration; networks do not outlive their iteration."""
-        return {"set": self.set.state_dict(), "iteration": self.iteration}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`, after `start`."""
-        self.set.load_state_dict(state["set"])
-        self.iteration = state["iteration"]

@@ -32,7 +32,7 @@ from bench.errors import Diverged
 from bench.lazy import torch
 from bench.nets.spec import resolve
 from methods.krr import RIDGE, centred, solve
-from methods.matching import Pixels
+from methods.parametrise import Pixels
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

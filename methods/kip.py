@@ -25,7 +25,7 @@ from bench.errors import Diverged
 from bench.lazy import torch
 from methods.kernels import KERNELS, architecture, kernel
 from methods.krr import RIDGE, centred, solve
-from methods.matching import Pixels
+from methods.parametrise import Pixels
 
 if TYPE_CHECKING:
     from torch import Tensor

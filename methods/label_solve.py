@@ -15,7 +15,7 @@ from bench.lazy import torch
 from methods.kernels import KERNELS, architecture, kernel
 from methods.kip import KIP
 from methods.krr import RIDGE, centred, solve
-from methods.matching import Pixels
+from methods.parametrise import Pixels
 
 if TYPE_CHECKING:
     from bench.api import Task

@@ -7,25 +7,22 @@ function knows how a set is stored, and each may free the graph of a group befor
 
     match_gradients   gradients of the training loss, group by group (Zhao et al. 2021, dataset condensation)
     match_features    mean embeddings, group by group (Zhao and Bilen 2023, distribution matching)
-    Pixels            a synthetic set stored as pixels, with the optimiser these methods use
+    sample_real       a batch of real images per class, with one augmentation per class
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 from bench.data import Batch
-from bench.distilled import make_set
-from bench.errors import UserError
 from bench.lazy import F, torch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from bench.api import DistilledSet, Method, Task
+    from bench.api import Task
     from bench.augment import Draw
 
 Classes = Literal["per_class", "joint", "auto"]
@@ -249,54 +246,3 @@ def sample_real(task: Task, count: int) -> tuple[Batch, Draw]:
     shape = (len(counts), *images.shape[1:])
     draw = task.augment.draw(shape, task.rng("augment"), groups=len(counts), shared=True)
     return Batch(task.augment.apply(images, draw, counts=counts), labels, counts), draw
-
-
-class Pixels:
-    """Synthetic images stored as pixels, the same number of each class, hard labels, one SGD for the whole run.
-
-    init: `noise` draws standard normal values in the preprocessed space, `real` takes training images. The values are
-    never clipped. Raises `UserError` where the task has no budget or a class has too few images to start from.
-    """
-
-    def __init__(self, task: Task, *, init: Literal["noise", "real"], rate: float, momentum: float) -> None:
-        info, per_class = task.spec.dataset, task.spec.ipc
-        if per_class is None:
-            raise UserError("this method needs a number of images per class", hint="set `ipc`")
-        rng = task.rng("init")
-        self.labels = torch.arange(info.classes, device=task.device).repeat_interleave(per_class)
-        self.counts = (per_class,) * info.classes
-        if init == "real":
-            pixels, _, counts = task.data.train.sample_classes(per_class, rng)
-            if min(counts) < per_class:
-                raise UserError(
-                    f"{info.name} has a class with {min(counts)} images; {per_class} are to be drawn",
-                    hint="lower `ipc`, or start from noise with `init: noise`",
-                )
-        else:
-            pixels = torch.randn((len(self.labels), *info.shape), generator=rng, device=task.device)
-        self.pixels = pixels.clone().requires_grad_()
-        self.optimiser = torch.optim.SGD([self.pixels], lr=rate, momentum=momentum)
-
-    def images(self) -> Tensor:
-        """Return the images [n, c, h, w] as a differentiable function of what is learned."""
-        return self.pixels
-
-    def update(self, images: Tensor, derivative: Tensor) -> None:
-        """Do one step of the optimiser, given the derivative of the loss by `images`, a function of `self.images()`."""
-        self.optimiser.zero_grad()
-        images.backward(derivative)
-        self.optimiser.step()
-
-    def export(self, task: Task, method: Method) -> DistilledSet:
-        """Return the set as it stands now."""
-        return make_set(task, method, images=self.pixels.detach().clone(), labels=self.labels, header={})
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return pixels and momentum."""
-        return {"pixels": self.pixels.detach().clone(), "optimiser": copy.deepcopy(self.optimiser.state_dict())}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`."""
-        with torch.no_grad():
-            self.pixels.copy_(state["pixels"])
-        self.optimiser.load_state_dict(state["optimiser"])

@@ -23,11 +23,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from bench.api import DatasetInfo, DistilledSet, Method, Need, Params, Preset, TaskSpec, param
-from bench.distilled import make_set
+from bench.api import DatasetInfo, DistilledSet, Need, Params, Preset, TaskSpec, param
 from bench.lazy import F, torch
 from methods import experts
-from methods.matching import Pixels
+from methods.parametrise import Parametrised
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +89,7 @@ class TrajectoryParams(Params):
         return self
 
 
-class MTT(Method):
+class MTT(Parametrised):
     """Match the weights of a student on synthetic images with those of experts on real images.
 
     `sweep`: `exact` differentiates the whole student; `window` only its last `window` steps.
@@ -133,19 +132,14 @@ class MTT(Method):
         """Return the paper's evaluation: the DSA trainer at the learned rate."""
         return {"base": "mtt"}
 
-    @property
-    def steps(self) -> int:
-        """Return the number of outer iterations."""
-        return self.params.iterations + 1
-
     def start(self, task: Task) -> None:
         """Draw the first images, set the student's rate, and open the expert buffer."""
         from bench.unroll import Flat
 
         p = self.params
         self.task = task
-        self.set = Pixels(task, init=p.init, rate=p.lr_img, momentum=p.momentum)
-        self.rate = torch.tensor(p.lr_init, dtype=self.set.pixels.dtype, device=task.device).requires_grad_()
+        self.set = self.parametrise(task)
+        self.rate = torch.tensor(p.lr_init, dtype=self.set.images().dtype, device=task.device).requires_grad_()
         self.rate_optimiser = torch.optim.SGD([self.rate], lr=p.lr_lr, momentum=p.momentum)
         self.student = Flat(task.network().train())
         self.snapshots = task.artifact_slice("experts", "snapshots")
@@ -156,6 +150,8 @@ class MTT(Method):
         from bench.unroll import differentiate
 
         p, task = self.params, self.task
+        images = self.set.images()
+        self.seen = images.detach().requires_grad_()
         with task.phase("data"):
             start, goal = self._expert()
             chunks = [self._chunk() for _ in range(p.syn_steps)]
@@ -169,11 +165,11 @@ class MTT(Method):
                 start,
                 [self._batch(chunk, draw, labels) for chunk, draw in zip(chunks, draws, strict=True)],
                 self.rate.detach().expand(p.syn_steps),
-                [self.set.images()],
+                [self.seen],
                 mode=self._mode(),
                 window=p.window if self._mode() == "window" else None,
             )
-            self.set.update(self.set.images(), sweep.leaves[0] * self._image_scale())
+            self.set.update(images, sweep.leaves[0] * self._image_scale())
             self.rate.grad = sweep.rates.sum()
             self.rate_optimiser.step()
         return {"loss": sweep.loss, "rate": self.rate.detach()}
@@ -197,7 +193,7 @@ class MTT(Method):
         who = int(torch.randint(p.experts, (), generator=rng, device=rng.device))
         begin = int(torch.randint(p.max_start_epoch, (), generator=rng, device=rng.device))
         rows = (self.snapshots[who, epoch] for epoch in (begin, begin + p.expert_epochs))
-        start, goal = (row.to(self.task.device, self.set.pixels.dtype) for row in rows)
+        start, goal = (row.to(self.task.device, self.rate.dtype) for row in rows)
         return start, goal
 
     def _chunk(self) -> Tensor:
@@ -212,11 +208,11 @@ class MTT(Method):
         return chunk
 
     def _draw(self, chunk: Tensor) -> Draw:
-        shape = (len(chunk), *self.set.images().shape[1:])
+        shape = (len(chunk), *self.seen.shape[1:])
         return self.task.augment.draw(shape, self.task.rng("augment"))
 
     def _batch(self, chunk: Tensor, draw: Draw, labels: Tensor) -> Callable[[], Batch]:
-        return lambda: (self.task.augment.apply(self.set.images()[chunk], draw), labels[chunk])
+        return lambda: (self.task.augment.apply(self.seen[chunk], draw), labels[chunk])
 
     def _inner_loss(self, weights: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(self.student(weights, images), labels)
@@ -226,7 +222,7 @@ class MTT(Method):
     def export(self) -> DistilledSet:
         """Return images, labels and the learned rate."""
         header = {"learned_rate": self.rate.item()}
-        return make_set(self.task, self, images=self.set.pixels.clone(), labels=self.set.labels, header=header)
+        return self.set.export(self.task, self, header=header)
 
     def state_dict(self) -> dict[str, Any]:
         """Return images, rate, both momenta and the rest of the current pass over the set."""

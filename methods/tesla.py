@@ -16,7 +16,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from bench.api import DatasetInfo, DistilledSet, Preset, param
-from bench.distilled import make_set
 from bench.lazy import torch
 from methods import mtt
 
@@ -73,7 +72,7 @@ class TESLA(mtt.MTT):
         if self.params.labels == "hard":
             return self.set.labels
         with torch.no_grad():
-            parts = [self.student(goal, images) for images in self.set.images().split(LABELLED_AT_ONCE)]
+            parts = [self.student(goal, images) for images in self.seen.split(LABELLED_AT_ONCE)]
         self.soft = torch.cat(parts).softmax(1)
         return self.soft
 
@@ -82,7 +81,7 @@ class TESLA(mtt.MTT):
         if self.soft is None:
             return super().export()
         header = {"learned_rate": self.rate.item(), "label_kind": "probabilities"}
-        return make_set(self.task, self, images=self.set.pixels.clone(), labels=self.soft.clone(), header=header)
+        return self.set.export(self.task, self, labels=self.soft.clone(), header=header)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of MTT and the soft labels."""

@@ -13,7 +13,6 @@ from bench.data import Batch
 from bench.errors import UserError
 from bench.nets import build, initialise
 from methods.matching import (
-    Pixels,
     batch_norms,
     freeze_statistics,
     gradient_distance,
@@ -22,6 +21,7 @@ from methods.matching import (
     match_features,
     match_gradients,
 )
+from methods.parametrise import Pixels
 
 DOUBLE = torch.float64
 
