@@ -321,6 +321,11 @@ class Evaluator(ABC):
         """Return the outer steps whose intermediate sets are needed."""
         return ()
 
+    @classmethod
+    def needs(cls, params: Any, spec: EvalSpec) -> Mapping[str, Need]:
+        """Return the artifacts that must exist first, by the name `task.artifact` is asked with."""
+        return {}
+
     @abstractmethod
     def evaluate(self, task: Evaluation) -> list[Measure]:
         """Measure. Raises `UserError` where the set cannot be evaluated this way."""

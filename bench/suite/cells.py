@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, Literal
 
 import bench.data
-from bench.api import Artifact, EvalSpec, Method, NetSpec, Params, TaskSpec, Training
+from bench.api import Artifact, EvalSpec, Evaluator, Method, NetSpec, Params, TaskSpec, Training
 from bench.errors import UserError
 from bench.nets import spec as nets
 from bench.registry import ARTIFACTS
@@ -85,7 +85,7 @@ class Cells:
             "version": variant.kind.version,
             "params": variant.params.model_dump(mode="json"),
             "task": self._task(task),
-            "inputs": self._needs(variant.kind, f"method {variant.name!r}", variant.params, task, MAX_NEEDS),
+            "inputs": self._needs(f"method {variant.name!r}", variant.kind, variant.params, task, task),
             "timed": timed,
             "snapshots": snapshots,
             "threads": self.threads,
@@ -103,6 +103,10 @@ class Cells:
             network = resolved(training.network, spec.task.dataset.shape)
             inputs[name] = self._networks(fields, network, spec.task, task, coords, distilled)
             requests.append({**fields, "input": name})
+        who = f"evaluator {evaluator.name!r}"
+        needs = self._needs(who, evaluator.kind, evaluator.params, spec, spec.task)
+        if taken := needs.keys() & inputs.keys():
+            raise UserError(f"{who} calls an artifact {min(taken)!r}, the name of another input")
         config = {
             "kind": "evaluate",
             "evaluator": evaluator.name,
@@ -117,7 +121,7 @@ class Cells:
                 "replicates": spec.replicates,
             },
             "trainings": requests,
-            "inputs": inputs,
+            "inputs": {**inputs, **needs},
             "threads": self.threads,
         }
         label = network_label(spec.network, spec.task.dataset.shape)
@@ -150,14 +154,23 @@ class Cells:
         return self._add(f"train {name} on {place(coords)}{step}", config, coords, weights.training(config, spec))
 
     def _needs(
-        self, kind: type[Method] | type[Artifact], who: str, params: Params, spec: TaskSpec, left: int
+        self,
+        who: str,
+        kind: type[Method] | type[Artifact] | type[Evaluator],
+        params: Params,
+        spec: TaskSpec | EvalSpec,
+        task: TaskSpec,
+        left: int = MAX_NEEDS,
     ) -> dict[str, str]:
-        """Plan what a method or artifact must have first; return name -> key."""
+        """Plan what a method, artifact or evaluator must have first; return name -> key.
+
+        spec: what its `needs` is asked with. task: what the tasks of the artifacts are made from.
+        """
         needs = call(who, kind.needs, params, spec)
         if needs and not left:
             raise UserError(f"{who} needs artifacts that need artifacts without end")
         return {
-            name: self._artifact(who, need.artifact, need.params, need.task, spec, left) for name, need in needs.items()
+            name: self._artifact(who, need.artifact, need.params, need.task, task, left) for name, need in needs.items()
         }
 
     def _artifact(
@@ -175,7 +188,7 @@ class Cells:
             "version": kind.version,
             "params": params.model_dump(mode="json"),
             "task": self._task(task),
-            "inputs": self._needs(kind, f"artifact {name!r}", params, task, left - 1),
+            "inputs": self._needs(f"artifact {name!r}", kind, params, task, task, left - 1),
             "threads": self.threads,
         }
         coords = {

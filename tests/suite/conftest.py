@@ -19,7 +19,7 @@ FAKES = {
         "broken": "Broken",
         "needs_endless": "NeedsEndless",
     },
-    EVALUATORS: {"score": "Score", "pair": "Pair", "clock": "Clock", "late": "Late"},
+    EVALUATORS: {"score": "Score", "pair": "Pair", "clock": "Clock", "late": "Late", "grouped": "Grouped"},
     ARTIFACTS: {"features": "Features", "networks": "Networks", "endless": "Endless"},
 }
 BASE = """\

@@ -127,6 +127,17 @@ class Clock(Score):
         return [1] if spec.method_steps else []
 
 
+class Grouped(Score):
+    """Needs the artifact that `Chosen` needs, of the dataset alone, under a name of its choice."""
+
+    class Params(api.Params):
+        called: str = param("groups", "name of the input")
+
+    @classmethod
+    def needs(cls, params, spec):
+        return {params.called: Need("features", {"epochs": 3}, {"ipc": None, "augment": "none", "seed": 0})}
+
+
 class Late(Score):
     @classmethod
     def snapshots(cls, params, spec):

@@ -130,6 +130,19 @@ def test_equal_requests_are_shared(write):
     assert kinds(plan) == {"distil": 8, "networks": 16, "evaluate": 16, "features": 2}
 
 
+def test_an_evaluator_has_artifacts_too(write):
+    plan = write.plan(changed("[fake]", "[fake, chosen]").replace("[score]", "[score, grouped]"))
+    # of the dataset alone: one for all evaluations, and `chosen` with seed 0 needs the same one
+    assert kinds(plan) == {"distil": 8, "networks": 8, "evaluate": 16, "features": 2}
+    cells = by_label(plan)
+    shared = cells["prepare features digits, seed 0"]
+    for label in ("chosen, digits, ipc 10, seed 1", "fake, digits, ipc 1, seed 0"):
+        evaluate, score = cells[f"grouped of {label}"], cells[f"score of {label}"]
+        assert evaluate.inputs == {**score.inputs, "groups": shared.key}
+        assert evaluate.config["trainings"] == score.config["trainings"]
+    assert cells["distil chosen, digits, ipc 10, seed 0"].inputs == {"features": shared.key}
+
+
 def test_labels_with_equal_settings_are_one_cell_that_stands_for_both(write):
     plan = write.plan(
         changed("[fake]", "[fake, {name: fake, label: again}, {name: fake, label: other, params: {rate: 1}}]")
@@ -214,6 +227,11 @@ PLANNING_MISTAKES = [
     ("[fake]", "[broken]", "suite.yaml:4: grid.methods[0]: method 'broken' fails while planning: ZeroDivisionError"),
     ("[fake]", "[needs_endless]", "suite.yaml:4: grid.methods[0]: artifact 'endless' needs artifacts that need"),
     ("[score]", "[late]", "suite.yaml:9: evaluators[0]: step 101 never comes: 'fake' has 100 steps"),
+    (
+        "[score]",
+        "[{name: grouped, params: {called: trained0}}]",
+        "suite.yaml:9: evaluators[0]: evaluator 'grouped' calls an artifact 'trained0', the name of another input",
+    ),
     ("[score]", "[score, {name: pair, params: {other: convnit}}]", "suite.yaml:9: evaluators[1]: unknown network"),
     ("[score]", "[score, {name: pair, params: {other: alexnet_}}]", "suite.yaml:9: evaluators[1]: unknown network"),
 ]
