@@ -88,6 +88,7 @@ def check_ten_steps(fast: Any, slow: Any, task: Any, twin: Any, *, detach: bool,
         loss = fast.step()["loss"]
         start, goal = slow._expert()
         chunks = [slow._chunk() for _ in range(4)]
+        slow.seen = slow.set.images()
         draws = [slow._draw(chunk) for chunk in chunks]
         predict = partial(functional_call, network, unflatten(network, goal))
         labels = predict((images.detach(),)).softmax(1) if soft else slow.set.labels
