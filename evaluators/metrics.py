@@ -24,11 +24,16 @@ TOP_FROM = 10
 
 
 def request(
-    spec: EvalSpec, network: NetSpec | None = None, *, snapshot: int | None = None, replicates: int | None = None
+    spec: EvalSpec,
+    network: NetSpec | None = None,
+    *,
+    snapshot: int | None = None,
+    replicates: int | None = None,
+    weights: bool = False,
 ) -> Training:
     """Return the suite's default training with all fields resolved, so that equal requests are equal.
 
-    network, replicates: in place of the suite's. snapshot: outer step of an intermediate set.
+    network, replicates: in place of the suite's. snapshot: outer step of an intermediate set. weights: keep them.
     Raises `UserError` if the network cannot be built for this dataset.
     """
     return Training(
@@ -36,17 +41,22 @@ def request(
         recipe=recipes.resolve(spec.recipe).model_dump(mode="json"),
         replicates=replicates or spec.replicates,
         snapshot=snapshot,
+        weights=weights,
     )
 
 
-def top_k(logits: Tensor, labels: Tensor, k: int = 1) -> Tensor:
-    """Return the share of test images whose class is among the k largest logits, float64 [E].
+def correct(logits: Tensor, labels: Tensor, k: int = 1) -> Tensor:
+    """Return whether the class of each test image is among the k largest logits, bool [E, N].
 
     logits: float [E, N, K]; labels: int64 [N]. A row with a NaN is wrong; of equal logits `torch.topk` chooses.
     """
     found = logits.topk(k, dim=2).indices if k > 1 else logits.argmax(2, keepdim=True)
-    right = (found == labels[None, :, None]).any(2) & ~logits.isnan().any(2)
-    return right.double().mean(1)
+    return (found == labels[None, :, None]).any(2) & ~logits.isnan().any(2)
+
+
+def top_k(logits: Tensor, labels: Tensor, k: int = 1) -> Tensor:
+    """Return the share of test images that are `correct`, float64 [E]."""
+    return correct(logits, labels, k).double().mean(1)
 
 
 def diverged(logits: Tensor) -> Tensor:

@@ -17,12 +17,12 @@ from bench.api import Artifact, NetSpec, Params, Task, param
 from bench.errors import UserError
 from bench.lazy import torch
 from bench.train.recipe import Recipe, resolve
-from bench.train.trainer import Handle, predict, train
+from bench.train.trainer import Handle, choose_stack, predict, train
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from bench.api import DistilledSet
+    from bench.api import DatasetInfo, DistilledSet, Trained
     from bench.data import Prepared
 
 TEST_BATCH = 1000
@@ -87,6 +87,24 @@ class Networks(Artifact):
         if self.params.weights:
             tensors |= {f"weights/{name}": tensor for name, tensor in {**handle.params, **handle.buffers}.items()}
         return tensors
+
+
+def restore(trained: Trained, info: DatasetInfo) -> Handle:
+    """Return the networks of a request that kept its weights, ready for `predict`.
+
+    Raises `ValueError` where the request did not keep them.
+    """
+    from bench import nets
+
+    if not trained.weights:
+        raise ValueError("this request kept no weights")
+    spec, device = nets.resolve(trained.training.network, info.shape), trained.logits.device
+    module = nets.build(spec, info.shape, info.classes, device)
+    params, buffers = (
+        {name: trained.weights[name] for name, _ in named}
+        for named in (module.named_parameters(), module.named_buffers())
+    )
+    return Handle(spec, module, params, buffers, choose_stack("auto", device, spec, info.shape, 1))
 
 
 class Watch:

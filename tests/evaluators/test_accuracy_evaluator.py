@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -82,6 +83,7 @@ def test_requests_are_complete_and_equal(evaluation):
     assert training.recipe["epochs"] == 1000
     assert training.recipe["augment"] == "dsa"
     assert training == request(task.eval_spec, NetSpec(arch="convnet", norm="in", width=4))
+    assert request(task.eval_spec, weights=True) == replace(training, weights=True)
 
 
 def test_a_network_that_does_not_fit_is_refused(evaluation):

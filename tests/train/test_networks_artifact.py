@@ -8,11 +8,11 @@ from plain_training import generators
 
 import bench.data
 import bench.distilled
-from bench.api import DistilledSet, Header, NetSpec, TaskSpec
+from bench.api import DistilledSet, Header, NetSpec, TaskSpec, Trained, Training
 from bench.errors import Diverged, UserError
 from bench.task import LiveTask
 from bench.train import predict
-from bench.train.networks import Networks, NetworksParams, Watch
+from bench.train.networks import Networks, NetworksParams, Watch, restore
 from bench.train.recipe import resolve
 
 NET = NetSpec(norm="in", width=8, depth=2)
@@ -144,3 +144,15 @@ def test_predict_does_not_depend_on_the_size_of_batches(make_task, digits):
     handle = train(spec, *args, generators(0, 1), info=bench.data.info("digits"))
     whole, parts = (predict(handle, digits.test.batches(size)) for size in (10_000, 37))
     torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["in", "bn"])
+def test_kept_weights_give_the_networks_back(make_task, digits, norm):
+    net = NET.model_copy(update={"norm": norm})
+    found = build(make_task(), network=net.model_dump(), weights=True, recipe={"epochs": 3})
+    weights = {name.removeprefix("weights/"): value for name, value in found.items() if name.startswith("weights/")}
+    request = Training(net, {}, 2, weights=True)
+    handle = restore(Trained(request, found["logits"], weights, 0.0), digits.info)
+    assert torch.equal(predict(handle, digits.test.batches(1000)), found["logits"])
+    with pytest.raises(ValueError, match="no weights"):
+        restore(Trained(request, found["logits"], {}, 0.0), digits.info)
