@@ -47,7 +47,7 @@ class Coreset(Method):
         if task.spec.ipc is None:
             raise UserError(f"{type(self).title} needs a number of images per class")
         self.task, train, rng = task, task.data.train, task.rng("candidates")
-        groups, count = [train.class_index(label) for label in range(task.spec.dataset.classes)], task.spec.ipc
+        groups, count = [train.class_index(label) for label in train.present], task.spec.ipc
         if self.params.balance == "none":
             groups, count = [torch.arange(train.size, device=task.device)], count * len(groups)
         with task.phase("set"):

@@ -132,10 +132,11 @@ class DD(Method):
             raise UserError("DD needs a number of images per class", hint="set `ipc`")
         self.task, self.ipc, self.count = task, ipc, 0
         self.scheduled = p.inner == "schedule"
-        self.hard = torch.arange(info.classes, device=task.device).repeat_interleave(ipc)
+        present = task.data.train.present
+        self.hard = torch.tensor(present, device=task.device).repeat_interleave(ipc)
         dtype = next(task.network().parameters()).dtype
         self.images = self._first_images().to(dtype).requires_grad_()
-        self.order = self._order(info.classes) if self.scheduled else None
+        self.order = self._order(len(present)) if self.scheduled else None
         count = len(self.order) if self.order is not None else p.steps
         first = torch.full((count,), p.inner_lr, dtype=dtype, device=task.device)
         raw = first.expm1().log()  # so that softplus(raw) is the first rate

@@ -75,8 +75,9 @@ class Pixels(Parametrisation):
     def __init__(self, task: Task, *, init: Literal["noise", "real"], rate: float, momentum: float) -> None:
         info, per_class = task.spec.dataset, budget(task)
         rng = task.rng("init")
-        self.labels = torch.arange(info.classes, device=task.device).repeat_interleave(per_class)
-        self.counts = (per_class,) * info.classes
+        present = task.data.train.present
+        self.labels = torch.tensor(present, device=task.device).repeat_interleave(per_class)
+        self.counts = (per_class,) * len(present)
         if init == "real":
             pixels = real_images(task, per_class, rng)
         else:

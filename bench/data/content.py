@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.api import DatasetInfo
-from bench.data import cache
+from bench.data import cache, views
 from bench.data.lookup import OWN, Found, call, data_root, entry_of, find, remedy, required
 from bench.errors import UserError
 
@@ -34,6 +34,8 @@ def info(name: str) -> DatasetInfo:
 
     Own data is read once for it. Raises `UserError` for an unknown name, `MissingData` where own data is not there.
     """
+    if view := views.parse(name):
+        return view.info(name, info(view.base))
     return facts(name)[0].info if name.startswith(OWN) else entry_of(name).info
 
 
@@ -43,6 +45,8 @@ def fingerprint(name: str) -> str:
     That is the declared one, which `load` holds the data against; where none is declared the data is read once.
     Raises `MissingData` where nothing is declared and the data is not there.
     """
+    if view := views.parse(name):
+        return view.fingerprint(fingerprint(view.base))
     if not name.startswith(OWN) and (declared := entry_of(name).info.content):
         return declared
     return facts(name)[0].content
@@ -160,6 +164,8 @@ def _write_decoded(content: str, arrays: Arrays) -> None:
 def describe(name: str) -> dict[str, Any]:
     """Return the declared facts, where the data was found, its state, and the remedy where it is missing."""
     known = info(name).model_dump()
+    if view := views.parse(name):
+        return {**describe(view.base), **known}
     if not name.startswith(OWN) and (entry := entry_of(name)).class_names:
         known["class_names"] = list(entry.class_names)
     found = find(name)
@@ -175,6 +181,8 @@ def get(name: str) -> str:
 
     Raises `UserError` where it cannot be downloaded, with the way to get it by hand.
     """
+    if view := views.parse(name):
+        return get(view.base)
     if find(name) is None:
         download = "" if name.startswith(OWN) else entry_of(name).download
         if not download:

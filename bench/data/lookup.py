@@ -15,6 +15,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.data import views
 from bench.data.catalogue import ENTRIES, Entry
 from bench.errors import MissingData, UserError, nearest
 from bench.registry import Registry
@@ -80,7 +81,12 @@ def entry_of(name: str) -> Entry:
 
 
 def find(name: str) -> Found | None:
-    """Return where `name` is on this machine and how to read it, or None. Raises `UserError` for unknown names."""
+    """Return where `name` is on this machine and how to read it, or None. Raises `UserError` for unknown names.
+
+    Of a view, that is its base.
+    """
+    if view := views.parse(name):
+        return find(view.base)
     if name.startswith(OWN):
         return _find_own(name)
     entry, root = entry_of(name), data_root()
@@ -142,6 +148,8 @@ def required(name: str) -> Found:
 
 def remedy(name: str) -> str:
     """Return how to get the dataset onto this machine."""
+    if view := views.parse(name):
+        return remedy(view.base)
     if name.startswith(OWN):
         return "the path does not exist; relative paths count from the current folder"
     entry = entry_of(name)

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from bench.api import DatasetInfo
-from bench.data import cache
+from bench.data import cache, views
 from bench.data.arrays import Arrays, Split
 from bench.data.content import decoded_file, facts, read
 from bench.data.preprocess import Transform, transform
@@ -56,11 +56,23 @@ class Batch(NamedTuple):
 
 def load(name: str) -> Dataset:
     """Load a dataset. Raises `MissingData`, or `UserError` where the data is damaged or is not what its name says."""
+    if view := views.parse(name):
+        return _viewed(name, view)
     known, arrays = facts(name)
     halves = _decoded(known.content) if arrays is None else _tensors(arrays)
     if halves is None:  # the decoded copy was deleted or could not be written
         halves = _tensors(read(name)[1])
     return Dataset(known.info, known.class_names, *halves)
+
+
+def _viewed(name: str, view: views.View) -> Dataset:
+    """Return the dataset of a view, with its true sizes."""
+    base = load(view.base)
+    halves = view.arguments.apply(base)
+    sizes = {"train_size": len(halves.train.labels), "test_size": len(halves.test.labels)}
+    content = view.fingerprint(base.content)
+    info = view.info(name, base.info).model_copy(update={"content": content, **sizes})
+    return Dataset(info, base.class_names, *halves)
 
 
 def _tensors(arrays: Arrays) -> list[Split[Tensor]]:
@@ -103,9 +115,9 @@ class Part:
         return len(self.labels)
 
     @property
-    def classes(self) -> int:
-        """Number of classes."""
-        return len(self._by_class)
+    def present(self) -> tuple[int, ...]:
+        """The classes that have images: all, but for a view that leaves some out."""
+        return tuple(c for c, index in enumerate(self._by_class) if len(index))
 
     def images(self, index: Tensor | slice | None = None) -> Tensor:
         """Return preprocessed images float32 [n, c, h, w]: all, or those of `index`. Not to be written into."""
@@ -143,8 +155,8 @@ class Part:
         return self.images(self.draw_class(c, k, rng))
 
     def sample_classes(self, k: int, rng: torch.Generator) -> Batch:
-        """Return min(k, N_c) different images of every class, sorted by class; same draws as class after class."""
-        parts = [self.draw_class(c, k, rng) for c in range(self.classes)]
+        """Return min(k, N_c) different images of every class that is present, sorted by class, drawn class by class."""
+        parts = [self.draw_class(c, k, rng) for c in self.present]
         index = torch.cat(parts)
         return Batch(self.images(index), self.labels[index], tuple(len(part) for part in parts))
 

@@ -56,7 +56,7 @@ def test_class_index(dataset):
     part = bench.data.prepare(dataset).train
     for c in range(10):
         assert torch.equal(part.class_index(c), (dataset.train.labels == c).nonzero().flatten())
-    assert part.classes == 10
+    assert part.present == tuple(range(10))
 
 
 def test_sampling_draws_without_replacement(dataset):
