@@ -24,7 +24,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench.api import DatasetInfo, DistilledSet, Method, NetSpec, Params, Preset, TaskSpec, param
 from bench.distilled import make_set
@@ -75,9 +75,11 @@ class FRePo(Method):
         norm: str = param("bn", "normalisation while distilling; evaluation has none", source=CODE)
         width: int | None = param(None, "width of the first block; None: 128", source=CODE, ge=1)
         depth: int | None = param(None, "blocks; None: by image size", source=CODE, ge=1)
+        chunk: int | None = param(None, "distilled images in one graph; None: all; bounds memory", source="ours", ge=1)
 
     title = "FRePo: neural feature regression with a pool of models"
     citation = "Zhou, Nezhadarya, Ba, Dataset Distillation using Neural Feature Regression, NeurIPS 2022"
+    lengths: ClassVar[Mapping[int, int]] = STEPS
 
     @classmethod
     def preset(cls, dataset: DatasetInfo, ipc: int) -> Preset:
@@ -96,7 +98,7 @@ class FRePo(Method):
     def native_recipe(cls, params: Any, spec: TaskSpec) -> Mapping[str, Any] | None:
         """Return the authors' final evaluation, for sizes they give."""
         images = (spec.ipc or 0) * spec.dataset.classes
-        return {"base": "frepo", "steps": STEPS[images]} if images in STEPS else {"base": "frepo"}
+        return {"base": "frepo", "steps": cls.lengths[images]} if images in cls.lengths else {"base": "frepo"}
 
     @classmethod
     def native_network(cls, params: Any, spec: TaskSpec) -> NetSpec:
@@ -162,12 +164,29 @@ class FRePo(Method):
         images, labels = self.images, self.labels
         if self.params.flip:
             images, labels = torch.cat([images, images.flip(3)]), torch.cat([labels, labels])
-        features = network.features(images).double()  # type: ignore[operator]
+        features = self._features(network, images).double()
         try:
             weights = solve(features @ features.T, labels.double(), self.params.ridge)
         except torch.linalg.LinAlgError as error:
             raise Diverged(f"the kernel matrix is not positive definite at outer step {self.count + 1}") from error
-        predicted = real @ (features.T @ weights).to(real.dtype)
+        return self._loss(real @ (features.T @ weights).to(real.dtype), targets, real)
+
+    def _features(self, network: nn.Module, images: Tensor) -> Tensor:
+        """Return the features of distilled images [n, q]; with `chunk`, blocks are computed again for their derivative.
+
+        In evaluation mode an image's features do not depend on those beside it, so blocks are exact.
+        """
+        if self.params.chunk is None:
+            return network.features(images)  # type: ignore[operator]
+        from torch.utils.checkpoint import checkpoint
+
+        def recomputed(block: Tensor) -> Tensor:
+            return checkpoint(network.features, block, use_reentrant=False, preserve_rng_state=False)
+
+        return torch.cat([recomputed(block) for block in images.split(self.params.chunk)])
+
+    def _loss(self, predicted: Tensor, targets: Tensor, real: Tensor) -> Tensor:
+        """Return the loss of predictions [b, K] made from real features [b, q], 0-d."""
         return (predicted - targets).square().sum(1).mean() / 2
 
     def _online(self, who: int) -> None:

@@ -160,28 +160,31 @@ def test_flip_of_symmetric_images_halves_the_ridge(make_task):
     )
 
 
-def test_ten_steps_equal_a_plain_reference(make_task):
-    """Everything spelled out: explicit inverse, LAMB from its formula, networks trained by hand-written Adam."""
-    task, twin = make_task(dtype=torch.float64), make_task(dtype=torch.float64)
-    fast = method(flip=True, max_age=4)
-    fast.start(task)
-    images, labels = (t.detach().double().clone().requires_grad_() for t in (fast.images, fast.labels))
+def half_squares(predicted, targets, real):
+    return 0.5 * (predicted - targets).square().sum(1).mean()
+
+
+def plain_run(fast, task, twin, loss=half_squares):
+    """Ten steps from where `fast` has just started, everything spelled out; return losses, images, labels and ages.
+
+    Explicit inverse, LAMB from its formula, networks trained with Adam. loss: of (predicted, targets, real features).
+    """
+    p, images, labels = fast.params, *(t.detach().double().clone().requires_grad_() for t in (fast.images, fast.labels))
     nets = [copy.deepcopy(network) for network in fast.networks]
     adams = [torch.optim.Adam(net.parameters(), lr=3e-4) for net in nets]
-    ages, moments = list(fast.ages), {}
+    ages, moments, losses = list(fast.ages), {}, []
     twin.rng("init")
     twin.rng("network").set_state(task.rng("network").get_state())
     for step in range(10):
-        loss = fast.step()["loss"]
-        who = int(torch.randint(3, (), generator=twin.rng("pool")))
-        batch = twin.data.train.sample_mixed(24, twin.rng("real"))
+        who = int(torch.randint(p.pool, (), generator=twin.rng("pool")))
+        batch = twin.data.train.sample_mixed(p.batch, twin.rng("real"))
         net = nets[who].eval()
         f_t = net.features(batch.images).detach()
         f_s = net.features(torch.cat([images, torch.flip(images, [3])]))
         k = f_s @ f_s.T
         a = k + 1e-6 * k.trace() / len(k) * torch.eye(len(k), dtype=k.dtype)
         f = f_t @ f_s.T @ a.inverse() @ torch.cat([labels, labels])
-        plain = 0.5 * (f - centred(batch.labels, 3, torch.float64)).square().sum(1).mean()
+        plain = loss(f, centred(batch.labels, 3, torch.float64), f_t)
         top = labels.sort(dim=1, descending=True).values
         margin = -torch.minimum(top[:, 0] - top[:, 1], torch.tensor(1 / 3)).mean()
         gradients = torch.autograd.grad(plain + margin, [images, labels])
@@ -193,7 +196,7 @@ def test_ten_steps_equal_a_plain_reference(make_task):
                 moments[id(tensor)] = m, v
                 u = (m / (1 - 0.9 ** (step + 1))) / ((v / (1 - 0.999 ** (step + 1))).sqrt() + 1e-6)
                 tensor -= rate * tensor.norm() / u.norm() * u
-        if ages[who] > 4:
+        if ages[who] > p.max_age:
             initialise(nets[who], twin.rng("network"), "lecun")
             adams[who], ages[who] = torch.optim.Adam(nets[who].parameters(), lr=3e-4), 0
         else:
@@ -202,10 +205,37 @@ def test_ten_steps_equal_a_plain_reference(make_task):
             (0.5 * (nets[who](images.detach()) - labels.detach()).square().sum(1).mean()).backward()
             adams[who].step()
             ages[who] += 1
-        torch.testing.assert_close(loss, plain.detach(), rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(fast.images.detach(), images.detach(), rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(fast.labels.detach(), labels.detach(), rtol=1e-5, atol=1e-7)
+        losses.append(plain.detach())
+    return losses, images.detach(), labels.detach(), ages
+
+
+def test_ten_steps_equal_a_plain_reference(make_task):
+    task = make_task(dtype=torch.float64)
+    fast = method(flip=True, max_age=4)
+    fast.start(task)
+    losses, images, labels, ages = plain_run(fast, task, make_task(dtype=torch.float64))
+    for plain in losses:
+        torch.testing.assert_close(fast.step()["loss"], plain, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(fast.images.detach(), images, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(fast.labels.detach(), labels, rtol=1e-5, atol=1e-7)
     assert fast.ages == ages
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 100])
+def test_blocks_of_distilled_images_change_no_gradient(make_task, chunk):
+    found, seen = [], []
+    for params in ({}, {"chunk": chunk}):
+        fast, network = double(make_task(dtype=torch.float64), flip=True, **params)
+        plain = network.features
+        network.features = lambda images, plain=plain: (seen.append(len(images)), plain(images))[1]
+        real, targets = features(7, network.feature_size), features(7, 3, 1)
+        loss = fast._regression(network, real, targets)
+        found.append((loss.detach(), *torch.autograd.grad(loss, [fast.images, fast.labels])))
+    for whole, blocks in zip(*found, strict=True):
+        torch.testing.assert_close(blocks, whole, rtol=1e-9, atol=1e-12)
+    assert seen[0] == 12
+    assert max(seen[1:]) == min(chunk, 12)
+    assert sum(seen[1:]) == 2 * 12  # every block once without and once with its graph
 
 
 def test_state_continues_bit_for_bit(make_task):
