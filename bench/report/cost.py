@@ -1,4 +1,4 @@
-"""Cost tables, and a plain table for every evaluator that has no table of its own.
+"""Cost tables, and the rows and the CSV of every table that has methods and images per class for its rows.
 
 Cost is shown over images per class, as the field prints it: seconds of an outer step and what they are spent on, the
 whole distillation, peak memory. A cell that ran out of memory is a row that says so.
@@ -6,12 +6,13 @@ whole distillation, peak memory. A cell that ran out of memory is a row that say
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
-from bench.report.grid import WHERE
-from bench.report.results import SUMMARY, Results, groups_of, rows_of, summarise
+from bench.report.grid import MARK, WHERE
+from bench.report.results import SUMMARY, Results, rows_of, summarise
 from bench.report.table import Cell, Row, Table, percent, significant
 
 COLUMNS = {
@@ -30,9 +31,6 @@ COLUMNS = {
 
 UPPER = "bound=upper"
 """Tag of a number that is an upper bound of what was measured."""
-
-MANY = 24
-"""A generic table with more columns than this goes to its CSV only."""
 
 
 def summary(records: pd.DataFrame, evaluator: str) -> pd.DataFrame:
@@ -58,7 +56,7 @@ def cost_tables(results: Results) -> list[Table]:
         here = found[(found["dataset"] == dataset) & (found["distil_network"] == network)]
         wanted = planned[(planned["dataset"] == dataset) & planned["distil_network"].isin([network, ""])]
         columns = sorted(dict.fromkeys(here["column"]), key=_order) or [next(iter(COLUMNS))]
-        rows = _rows(results, here, wanted, columns)
+        rows = table_rows(results, here, wanted, columns)
         lines = [f"preset: {results.preset}", *([f"distilled with: {network}"] if network else [])]
         lines.append("median over the outer steps after warm-up; mean ± standard deviation where there are more sets")
         if any(column.startswith("seconds_to_fraction") for column in columns):
@@ -66,63 +64,43 @@ def cost_tables(results: Results) -> list[Table]:
         name = f"cost_{dataset}" + (f"_{network}" if places["dataset"].duplicated(keep=False).any() else "")
         heads = tuple(COLUMNS.get(column) or _fraction(column) for column in columns)
         title = f"Cost of the distillation, {dataset}"
-        tables.append(Table(name, title, tuple(lines), ("method", "IPC"), heads, rows, _tidy(here, wanted)))
+        tables.append(Table(name, title, tuple(lines), ("method", "IPC"), heads, rows, tidy(here, wanted)))
     return tables
 
 
-def other_tables(results: Results) -> list[Table]:
-    """Return one plain table per further evaluator, dataset and way of making its networks."""
-    records = results.records
-    own = records["evaluator"].isin(["accuracy", "cross_arch"]) & (records["metric"] == "accuracy")
-    rest = records[~own]
-    tables = []
-    made = ["dataset", "distil_network", "network", "recipe", "selection"]
-    evaluators = {*records["evaluator"], *results.plan["evaluator"]} - {"accuracy", "cross_arch", "cost", ""}
-    extra = [name for name in ("accuracy", "cross_arch") if (rest["evaluator"] == name).any()]
-    for evaluator in [*extra, *sorted(evaluators)]:
-        found, planned = summary(rest, evaluator), results.planned(evaluator)
-        groups = list(groups_of(found, made))
-        if not groups and len(planned):
-            groups = [((dataset, "", "", "", ""), found) for dataset in planned["dataset"].unique()]
-        for key, here in groups:
-            columns = list(dict.fromkeys(here["column"]))
-            wanted = planned[planned["dataset"] == key[0]]
-            shown = (columns or ["state"]) if len(columns) <= MANY else []
-            rows = _rows(results, here, wanted, shown)
-            how = [f"{name.replace('_', ' ')}: {text}" for name, text in zip(made[1:], key[1:], strict=True) if text]
-            lines = [f"preset: {results.preset}", *(["; ".join(how)] if how else []), "mean ± standard deviation"]
-            lines += [f"{len(columns)} columns: see the CSV"] if len(columns) > MANY else []
-            unique = len(groups) == len({group[0] for group, _ in groups})
-            name = "_".join([evaluator, "measures", *(text for text in key[: 1 if unique else None] if text)])
-            heads = tuple(("", column) for column in shown)
-            title = f"Measures of {evaluator}, {key[0]}"
-            tables.append(Table(name, title, tuple(lines), ("method", "IPC"), heads, rows, _tidy(here, wanted)))
-    return tables
+def table_rows(
+    results: Results, found: pd.DataFrame, planned: pd.DataFrame, columns: list[str], by: Sequence[str] = ()
+) -> tuple[Row, ...]:
+    """Return one row per method and IPC in plan order; one without any number shows its state in every place.
 
-
-def _rows(results: Results, found: pd.DataFrame, planned: pd.DataFrame, columns: list[str]) -> tuple[Row, ...]:
-    """Return one row per method and IPC in plan order; one without any number shows its state in every place."""
-    values = {(row.label, _ipc(row.ipc), row.column): row for row in rows_of(found)}
+    by: further columns of `found` whose values make rows of their own, with a header each.
+    """
+    values = {(row.label, _ipc(row.ipc), *_values(row, by), row.column): row for row in rows_of(found)}
     words = {(row.label, _ipc(row.ipc)): row.word for row in rows_of(planned[~planned["done"]])}
-    places = {key[:2] for key in values} | set(words)
+    places = dict.fromkeys(key[:-1] for key in values)
+    places |= {(*place, *[""] * len(by)): None for place in words if place not in {key[:2] for key in values}}
     rows = []
     for label in results.labels:
-        for ipc in sorted((ipc for name, ipc in places if name == label), key=lambda ipc: (ipc is None, ipc or 0)):
-            cells = []
-            for column in columns:
-                row = values.get((label, ipc, column))
-                missing = Cell(words[label, ipc], kind="state") if (label, ipc) in words else Cell()
-                cells.append(missing if row is None else Cell(_text(row), row.mean, kind="value"))
-            rows.append(Row((label, "all" if ipc is None else str(ipc)), tuple(cells)))
+        own = [place for place in places if place[0] == label]
+        for place in sorted(own, key=lambda place: (place[1] is None, place[1] or 0)):
+            missing = Cell(words[place[:2]], kind="state") if place[:2] in words else Cell()
+            have = [values.get((*place, column)) for column in columns]
+            cells = [missing if row is None else Cell(printed(row), row.mean, kind="value") for row in have]
+            rows.append(Row((label, "all" if place[1] is None else str(place[1]), *place[2:]), tuple(cells)))
     return tuple(rows)
 
 
-def _text(row: Any) -> str:
+def _values(row: Any, names: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(getattr(row, name) for name in names)
+
+
+def printed(row: Any) -> str:
     """Return a measured number with the digits its unit deserves."""
+    mark = MARK if getattr(row, "diverged", 0) else ""
     if row.unit == "fraction":
-        return f"{percent(row.mean, row.std)} %"
+        return f"{percent(row.mean, row.std)} %{mark}"
     text = f"{row.mean:g}" if row.unit == "steps" else significant(row.mean, row.std)
-    return f"≤ {text}" if row.upper else text
+    return (f"≤ {text}" if row.upper else text) + mark
 
 
 def _order(column: str) -> float:
@@ -141,16 +119,19 @@ def _fraction(column: str) -> tuple[str, str]:
     return "distillation", f"seconds to {100 * float(share):g} %"
 
 
-def _tidy(found: pd.DataFrame, planned: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of the CSV: every summarised number, and every method and IPC without any."""
+def tidy(found: pd.DataFrame, planned: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+    """Return the rows of the CSV: every summarised number, and every method and IPC without any.
+
+    by: further columns of `found` to keep.
+    """
     have = {(row.label, _ipc(row.ipc)) for row in rows_of(found)}
     lost = planned[~planned["done"]].drop_duplicates(["label", "ipc"])
     lost = lost.loc[[row.Index for row in rows_of(lost) if (row.label, _ipc(row.ipc)) not in have]]
-    rows = found.assign(state="ok", text=[_text(row) for row in rows_of(found)])
+    rows = found.assign(state="ok", text=[printed(row) for row in rows_of(found)])
     none = lost[[*WHERE, "distil_network"]].assign(n=0, n_sets=0, state=lost["word"], text=lost["word"])
     made = ["distil_network", "network", "recipe", "selection"]
     frame = pd.concat([rows, none])
-    return frame[[*WHERE, *made, "column", "unit", *SUMMARY, "upper", "state", "text"]].reset_index(drop=True)
+    return frame[[*WHERE, *made, *by, "column", "unit", *SUMMARY, "upper", "state", "text"]].reset_index(drop=True)
 
 
 def _ipc(value: Any) -> int | None:

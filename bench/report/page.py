@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 
 import bench
-from bench.report import accuracy, claims, cost, published, results, table
+from bench.report import accuracy, claims, cost, measures, published, results, table
 from bench.report.results import DONE, Results, rows_of
 from bench.run.atomic import atomic_write
 
@@ -33,7 +33,7 @@ def write(out: Path, reference: Path | None, stamp: str, *, pictures: bool = Tru
             run, review if remark[:1] == ("cross_arch",) else None
         ),
         "Cost": cost.cost_tables(run),
-        "Further measures": cost.other_tables(run),
+        "Further measures": measures.measure_tables(run),
         "Claims": [claims.table(run, claims.evaluate(run))],
     }
     _clear(out / "tables", ("csv", "md", "tex"))

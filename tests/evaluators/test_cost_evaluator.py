@@ -6,7 +6,8 @@ import torch
 from pydantic import ValidationError
 
 import bench.report
-from bench.report.cost import cost_tables, other_tables
+from bench.report.cost import cost_tables
+from bench.report.measures import plain_tables
 from evaluators.cost import Cost, CostParams, reached, spent
 from methods.dm import DM
 
@@ -158,7 +159,7 @@ def test_a_suite_gives_the_table_over_images_per_class_with_a_row_for_lost_memor
 
 def test_kernel_regression_has_a_table_of_its_own(tmp_path):
     results = run(tmp_path, ["kip", "random"])
-    (table,) = [table for table in other_tables(results) if "krr" in table.name]
+    (table,) = [table for table in plain_tables(results) if "krr" in table.name]
     assert [head[1] for head in table.columns] == ["krr_accuracy"]
     assert [row.header for row in table.rows] == [("kip", "1"), ("kip", "2"), ("random", "1"), ("random", "2")]
     assert any("ntk-fc1" in line for line in table.notes)

@@ -19,7 +19,7 @@ from make_run import IPCS, Maker, golden, make_run
 
 import bench.report
 from bench.errors import UserError
-from bench.report import accuracy, cost, table
+from bench.report import accuracy, cost, measures, table
 from bench.report.table import Cell, Row, Table, percent, significant
 
 GOLDEN = sorted((Path(__file__).parent / "golden").iterdir())
@@ -185,11 +185,11 @@ def test_a_skipped_cell_is_shown_as_what_made_it_skip(run):
 
 def test_other_evaluators_get_a_plain_table(tmp_path):
     run = small(tmp_path, {("dm", 0): [0.5]})
-    extra = run.records.assign(evaluator="ood", metric="auroc", tags="scores=msp", value=0.75)
+    extra = run.records.assign(evaluator="other", metric="auroc", tags="scores=msp", value=0.75)
     run = replace(run, records=pd.concat([run.records, extra]))
-    (made,) = cost.other_tables(run)
+    (made,) = measures.plain_tables(run)
     assert (made.name, made.columns, made.rows[0].cells[0].text) == (
-        "ood_measures_cifar10",
+        "other_measures_cifar10",
         (("", "auroc (scores=msp)"),),
         "75.0 %",
     )

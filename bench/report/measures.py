@@ -1,0 +1,242 @@
+"""Tables of all further evaluators: a declared layout where there is one, else every measure in a column of its own.
+
+A layout says how the measures of an evaluator become a table with a row for each method and IPC: which metrics are
+shown and which of two values is better, which tag heads groups of columns, which tags make rows of their own. Tags
+that a layout does not name are never averaged over: they split the table. An evaluator gets its layouts in `LAYOUTS`;
+what no layout shows follows in the plain table, and in full precision with intervals in the CSV files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Literal
+
+import pandas as pd
+
+from bench.report import cost
+from bench.report.grid import MARK, WHERE
+from bench.report.results import Results, groups_of, rows_of, summarise
+from bench.report.table import Row, Table, file_name
+
+MADE = ["dataset", "distil_network", "network", "recipe", "selection"]
+MANY = 24
+"""A plain table with more columns than this goes to its CSV only."""
+OWN = ("accuracy", "cross_arch")
+"""Evaluators whose accuracies have tables of their own; so has all of `cost`."""
+DIVERGED = "diverged"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A metric as a layout shows it: the title of its columns, and whether high or low values are the better ones."""
+
+    title: str
+    better: Literal["high", "low", ""] = ""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One table of an evaluator.
+
+    title: what the table is about.
+    metrics: those shown, in this order.
+    name: tells the tables of one evaluator apart in file names.
+    columns: the tag whose values head a group of columns each.
+    means: a tag that gathers those values; where it gathers several they get a further group of columns, the mean over
+        them within every network. noun: what those values are, for its heading.
+    rows: tags whose values make rows of their own, with the title of their header column.
+    only: tag -> values by preference; the first that occurs is shown.
+    missing: the metric that stands for what could not be measured, its tags saying what and why; it becomes notes.
+    notes: further notes.
+    """
+
+    title: str
+    metrics: Mapping[str, Shown]
+    name: str = ""
+    columns: str = ""
+    means: str = ""
+    noun: str = ""
+    rows: Mapping[str, str] = field(default_factory=dict)
+    only: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    missing: str = ""
+    notes: tuple[str, ...] = ()
+
+
+LAYOUTS: dict[str, tuple[Layout, ...]] = {}
+"""Evaluator -> its tables."""
+
+
+def measure_tables(results: Results) -> list[Table]:
+    """Return the tables of all layouts, then one plain table per evaluator, dataset and way of making its networks."""
+    laid = [table for name, layouts in LAYOUTS.items() for one in layouts for table in _laid_out(results, name, one)]
+    return laid + plain_tables(results)
+
+
+def plain_tables(results: Results) -> list[Table]:
+    """Return the plain tables of what nothing else shows."""
+    records = results.records
+    shown = (records["evaluator"] == "cost") | records["evaluator"].isin(OWN) & (records["metric"] == "accuracy")
+    for name, layouts in LAYOUTS.items():
+        metrics = {metric for layout in layouts for metric in (*layout.metrics, layout.missing)}
+        shown |= (records["evaluator"] == name) & records["metric"].isin(metrics)
+    rest = records[~shown]
+    evaluators = {*rest["evaluator"], *results.plan["evaluator"]} - {*OWN, *LAYOUTS, "cost", ""}
+    extra = [name for name in (*OWN, *LAYOUTS) if (rest["evaluator"] == name).any()]
+    tables = []
+    for evaluator in [*extra, *sorted(evaluators)]:
+        found = cost.summary(rest, evaluator)
+        for key, here, wanted, unique in _split(results, evaluator, found):
+            columns = list(dict.fromkeys(here["column"]))
+            shown_columns = (columns or ["state"]) if len(columns) <= MANY else []
+            rows = cost.table_rows(results, here, wanted, shown_columns)
+            lines = [*_made(results, key), "mean ± standard deviation"]
+            lines += [f"{len(columns)} columns: see the CSV"] if len(columns) > MANY else []
+            name = "_".join([evaluator, "measures", *(text for text in key[: 1 if unique else None] if text)])
+            heads = tuple(("", column) for column in shown_columns)
+            title = f"Measures of {evaluator}, {key[0]}"
+            tables.append(Table(name, title, tuple(lines), ("method", "IPC"), heads, rows, cost.tidy(here, wanted)))
+    return tables
+
+
+def _split(
+    results: Results, evaluator: str, found: pd.DataFrame, by: Sequence[str] = ()
+) -> Iterator[tuple[tuple[str, ...], pd.DataFrame, pd.DataFrame, bool]]:
+    """Yield (values of MADE and `by`, rows, planned cells, whether the dataset tells the tables apart)."""
+    planned = results.planned(evaluator)
+    groups = list(groups_of(found, [*MADE, *by]))
+    if not groups and len(planned):
+        empty = [""] * (len(MADE) - 1 + len(by))
+        groups = [((dataset, *empty), found) for dataset in planned["dataset"].unique()]
+    unique = len(groups) == len({key[0] for key, _ in groups})
+    for key, here in groups:
+        yield key, here, planned[planned["dataset"] == key[0]], unique
+
+
+def _made(results: Results, key: Sequence[str]) -> list[str]:
+    """Return preset, networks, recipe and selection as notes."""
+    how = [f"{name.replace('_', ' ')}: {text}" for name, text in zip(MADE[1:], key[1 : len(MADE)], strict=True) if text]
+    return [f"preset: {results.preset}", *(["; ".join(how)] if how else [])]
+
+
+# ------------------------------------------------------------------------------------------------ layouts
+
+
+def _laid_out(results: Results, evaluator: str, layout: Layout) -> list[Table]:
+    """Return the tables of one layout: one per dataset, way of making the networks, and tags it does not name."""
+    records = results.records
+    records = records[(records["evaluator"] == evaluator) & records["step"].isna()]
+    lost = records[records["metric"] == layout.missing] if layout.missing else records[:0]
+    measured, chosen = _chosen(_with_tags(records[records["metric"].isin(list(layout.metrics))], layout), layout)
+    tables = []
+    for key, here, wanted, unique in _split(results, evaluator, _summaries(measured, layout), ["rest"]):
+        columns, by = _columns(here, layout), [_tag(name) for name in layout.rows]
+        rows = cost.table_rows(results, here, wanted, [_column(*column) for column in columns], by)
+        shown = [layout.metrics[metric] for _, metric in columns]
+        lines = [*_made(results, key), *[f"{tag}: {value}" for tag, value in chosen.items()], *key[len(MADE) :]]
+        lines += ["mean ± standard deviation; 95 % intervals are in the CSV", *layout.notes]
+        lines += [f"{MARK} networks that diverged are among the mean"] if here[DIVERGED].any() else []
+        lines += _reasons(lost[lost["dataset"] == key[0]])
+        tables.append(
+            Table(
+                name=file_name(evaluator, layout.name, key[0], *(() if unique else key[1:])),
+                title=f"{layout.title}, {key[0]}",
+                notes=tuple(line for line in lines if line),
+                index=("method", "IPC", *layout.rows.values()),
+                columns=tuple((group, one.title) for (group, _), one in zip(columns, shown, strict=True)),
+                rows=_best(rows, [one.better for one in shown]),
+                data=cost.tidy(here, wanted, [*by, "head", "metric"]),
+            )
+        )
+    return tables
+
+
+def _columns(found: pd.DataFrame, layout: Layout) -> list[tuple[str, str]]:
+    """Return (group, metric) of the columns: groups as they come, metrics as in the layout; one where none is known."""
+    there = dict.fromkeys(found[["head", "metric"]].itertuples(index=False, name=None))
+    order, groups = list(layout.metrics), list(dict.fromkeys(group for group, _ in there))
+    return sorted(there, key=lambda one: (groups.index(one[0]), order.index(one[1]))) or [("", order[0])]
+
+
+def _with_tags(records: pd.DataFrame, layout: Layout) -> pd.DataFrame:
+    """Return records with `tag_<name>` for each tag of a layout, `head`, `flag`, and `rest`: the other tags."""
+    tags = [_parsed(text) for text in records["tags"]]
+    named = [name for name in (layout.columns, layout.means, *layout.rows, *layout.only) if name]
+    columns = {_tag(name): [one.get(name, "") for one in tags] for name in named}
+    columns["head"] = [one.get(layout.columns, "") for one in tags]
+    columns["rest"] = [", ".join(f"{k}={v}" for k, v in one.items() if k not in (*named, DIVERGED)) for one in tags]
+    series = {name: pd.Series(values, records.index, dtype="object") for name, values in columns.items()}
+    return records.assign(**series, flag=pd.Series([DIVERGED in one for one in tags], records.index, dtype=bool))
+
+
+def _tag(name: str) -> str:
+    return f"tag_{name}"
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: str) -> dict[str, str]:
+    """Return the tags behind the text that `bench.report.results` made of them."""
+    parts = [part.partition("=") for part in text.split(", ") if part]
+    return {name: value for name, _, value in parts}
+
+
+def _chosen(records: pd.DataFrame, layout: Layout) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Return the records of the values a layout prefers, and those values."""
+    chosen = {}
+    for tag, preferred in layout.only.items():
+        there = list(dict.fromkeys(records[_tag(tag)]))
+        if there:
+            chosen[tag] = next((value for value in preferred if value in there), there[0])
+            records = records[records[_tag(tag)] == chosen[tag]]
+    return records, chosen
+
+
+def _summaries(records: pd.DataFrame, layout: Layout) -> pd.DataFrame:
+    """Return the summarised values of a layout and, after them, those of its means."""
+    by = [*WHERE, *MADE[1:], "rest", *map(_tag, layout.rows), "metric", "unit"]
+    if layout.means and len(records):
+        within = records.groupby([*by, "seed", "replicate", _tag(layout.means)], sort=False, dropna=False)
+        means = within.agg(value=("value", "mean"), flag=("flag", "any"), count=("head", "nunique")).reset_index()
+        means["head"] = [
+            f"mean of {count} {name} {layout.noun}".strip()
+            for count, name in zip(means["count"], means[_tag(layout.means)], strict=True)
+        ]
+        records = pd.concat([records, means[means["count"] > 1]], ignore_index=True)
+    names = [_column(group, metric) for group, metric in zip(records["head"], records["metric"], strict=True)]
+    records = records.assign(column=pd.Series(names, records.index, dtype="object"), flag=records["flag"].astype(bool))
+    return summarise(records, [*by, "head", "column"]).rename(columns={"flagged": DIVERGED}).assign(upper=0)
+
+
+def _column(group: str, metric: str) -> str:
+    return f"{metric} ({group})" if group else metric
+
+
+def _best(rows: Sequence[Row], better: Sequence[str]) -> tuple[Row, ...]:
+    """Mark the best value of every column at each IPC where one direction is better; three digits count."""
+    best: dict[tuple[str, int], float] = {}
+    for row in rows:
+        for index, cell in enumerate(row.cells):
+            if cell.value is not None and better[index]:
+                choose, place = max if better[index] == "high" else min, (row.header[1], index)
+                best[place] = choose(best.get(place, round(cell.value, 3)), round(cell.value, 3))
+    marked = []
+    for row in rows:
+        cells = [
+            replace(cell, best=cell.value is not None and round(cell.value, 3) == best.get((row.header[1], index)))
+            for index, cell in enumerate(row.cells)
+        ]
+        marked.append(replace(row, cells=tuple(cells)))
+    return tuple(marked)
+
+
+def _reasons(records: pd.DataFrame) -> list[str]:
+    """Return what could not be measured, why, and for which methods, one note for each."""
+    notes = []
+    for tags, rows in groups_of(records, "tags"):
+        named = _parsed(tags)
+        what = " ".join(value for name, value in named.items() if name != "reason")
+        ipcs = ("all" if pd.isna(row.ipc) else row.ipc for row in rows_of(rows))
+        places = dict.fromkeys(f"{label} IPC {ipc}" for label, ipc in zip(rows["label"], ipcs, strict=True))
+        notes.append(f"no number for {what}: {named.get('reason', 'no reason given')} ({', '.join(places)})")
+    return notes
