@@ -85,6 +85,7 @@ EVALUATORS = Registry(
         "cross_arch": "evaluators.cross_arch:CrossArch",
         "cost": "evaluators.cost:Cost",
         "krr": "evaluators.krr:KernelRegression",
+        "subgroup": "evaluators.subgroup:Subgroup",
     },
     "ddbench.evaluators",
 )
@@ -94,6 +95,7 @@ ARTIFACTS = Registry(
         "networks": "bench.train.networks:Networks",
         "dynamics": "methods.dynamics:Dynamics",
         "experts": "methods.experts:Experts",
+        "groups": "evaluators.groups:Groups",
     },
     "ddbench.artifacts",
 )

@@ -7,7 +7,8 @@ say so. `argmax` alone would silently give it the share of class 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bench.api import EvalSpec, Evaluation, Measure, NetSpec, Trained, Training
@@ -70,23 +71,54 @@ def accuracies(trained: Trained, task: Evaluation) -> list[Measure]:
     Top-5 accuracy is added for more than ten classes. `best-val` and `best-test` come on top of `last`, never in its
     place. Diverged networks carry the tag `diverged=1`.
     """
-    recipe = recipes.resolve(trained.training.recipe)
-    named: dict[str, Any] = {
-        "network": nets.label(trained.training.network, task.spec.dataset.shape),
-        "recipe": recipes.label(recipe),
-        "step": trained.training.snapshot,
-    }
-    labels = task.data.test.labels
-    lost = diverged(trained.logits).tolist()
+    recipe, named = recipes.resolve(trained.training.recipe), how(trained.training, task)
+    labels, lost = task.data.test.labels, diverged(trained.logits)
     found: dict[tuple[str, Any], Tensor] = {("accuracy", "last"): top_k(trained.logits, labels)}
     if trained.logits.shape[2] > TOP_FROM:
         found[f"top{TOP}_accuracy", "last"] = top_k(trained.logits, labels, TOP)
     if recipe.select != "last":
         found["accuracy", recipe.select] = best(trained.curves, recipe.select)
     return [
-        Measure(metric, float(value), selection=rule, replicate=e, tags={"diverged": 1} if lost[e] else {}, **named)
+        measure
         for (metric, rule), values in found.items()
-        for e, value in enumerate(values)
+        for measure in per_network(metric, values, lost, **{**named, "selection": rule})
+    ]
+
+
+def how(training: Training, task: Evaluation) -> dict[str, Any]:
+    """Return the fields of a measure that say how its networks were made; the last epoch counts."""
+    return {
+        "network": nets.label(training.network, task.spec.dataset.shape),
+        "recipe": recipes.label(recipes.resolve(training.recipe)),
+        "step": training.snapshot,
+        "selection": "last",
+    }
+
+
+def per_network(
+    metric: str, values: Tensor, lost: Tensor, tags: Mapping[str, str | int | float] | None = None, **named: Any
+) -> list[Measure]:
+    """Return one measure for each of the values [E]. lost: bool [E], the networks to tag as `diverged`."""
+    own = dict(tags or {})
+    return [
+        Measure(metric, value, replicate=e, tags={**own, "diverged": 1} if gone else own, **named)
+        for e, (value, gone) in enumerate(zip(values.tolist(), lost.tolist(), strict=True))
+    ]
+
+
+def best_of(measures: Iterable[Measure]) -> list[Measure]:
+    """Return the maximum over the networks of one set of every measure, with the tag `best_of`.
+
+    It is chosen on the test set and grows with the number of networks: for comparison with scripts that print it.
+    """
+    alike: dict[tuple[Any, ...], list[Measure]] = {}
+    for measure in measures:
+        tags = {name: value for name, value in measure.tags.items() if name != "diverged"}
+        alike.setdefault((measure.metric, *tags.items()), []).append(replace(measure, tags=tags, replicate=None))
+    best = (max(same, key=lambda measure: measure.value) for same in alike.values())
+    return [
+        replace(found, tags={**found.tags, "best_of": len(same)})
+        for found, same in zip(best, alike.values(), strict=True)
     ]
 
 

@@ -41,6 +41,20 @@ class Dynamics(Artifact):
 
     def build(self, task: Task) -> Mapping[str, Tensor]:
         """Train, count, and read the features."""
+        train = task.data.train
+        network, record, accuracy = self.fit(task)
+        features, logits = outputs(network, train.batches(1024))
+        return {
+            "features": features,
+            "forgetting": record.events,
+            "learned": record.learned,
+            "el2n": el2n(logits, train.labels),
+            "grand": grand(logits, train.labels, features),
+            "accuracy": accuracy,
+        }
+
+    def fit(self, task: Task) -> tuple[torch.nn.Module, Record, Tensor]:
+        """Return the trained network, what was counted on the way, and the accuracy of each epoch [epochs]."""
         p, train = self.params, task.data.train
         network = task.network()
         task.initialise(network, task.rng("initialise"))
@@ -62,15 +76,7 @@ class Dynamics(Artifact):
                 F.cross_entropy(logits, labels).backward()
                 optimiser.step()
             accuracy.append(right / train.size)
-        features, logits = outputs(network, train.batches(1024))
-        return {
-            "features": features,
-            "forgetting": record.events,
-            "learned": record.learned,
-            "el2n": el2n(logits, train.labels),
-            "grand": grand(logits, train.labels, features),
-            "accuracy": torch.stack(accuracy),
-        }
+        return network, record, torch.stack(accuracy)
 
     def _augmentation(self, task: Task) -> Callable[[Tensor], Tensor]:
         if self.params.augment == "none" or not task.spec.dataset.flip:
