@@ -79,6 +79,8 @@ class Task(Protocol):
 
     spec: TaskSpec
     device: torch.device
+    folder: Path | None
+    """Where an artifact that takes hours may keep what it needs to continue after a kill; None: nowhere."""
 
     @property
     def data(self) -> Prepared:
@@ -108,6 +110,9 @@ class Task(Protocol):
 
     def phase(self, name: Literal["data", "network", "set", "evaluation"]) -> AbstractContextManager[None]:
         """Book the time inside the block on a phase of the cost table; phases do not nest."""
+
+    def report(self, step: int = 0, steps: int = 0, text: str = "") -> None:
+        """Tell how far an artifact is, see `bench.run.job.Report`; methods leave that to the harness."""
 
 
 # ---------------------------------------------------------------------------------------------- methods
@@ -215,6 +220,8 @@ class Artifact(ABC):
 @dataclass(frozen=True)
 class Training:
     """A request for networks trained on the distilled set. Equal requests are trained once and shared.
+
+    One that differs only by not keeping the weights is served by the networks of the one that does.
 
     recipe: the resolved fields of `bench.train.recipe.Recipe`. snapshot: outer step of the distillation whose
     intermediate set is meant, None for the final one. weights: keep the weights, not only the logits on the test set.

@@ -26,6 +26,7 @@ import bench.nets
 from bench.api import Distillation, DistilledSet, EvalSpec, NetSpec, TaskSpec, Trained, Training
 from bench.errors import UserError
 from bench.profile import Profile
+from bench.run.job import Report
 
 
 def derive_seed(seed: int, name: str) -> int:
@@ -38,7 +39,8 @@ class LiveTask:
     """The implementation of `bench.api.Task` and, with `evaluation`, of `bench.api.Evaluation`.
 
     inputs: directories of the finished cells this one builds on, by name. snapshot: outer step of the distilled
-    set that `distilled` returns, None for the final one.
+    set that `distilled` returns, None for the final one. folder: for checkpoints of an artifact. report: where its
+    progress goes.
     """
 
     def __init__(
@@ -50,18 +52,24 @@ class LiveTask:
         profile: Profile | None = None,
         snapshot: int | None = None,
         evaluation: Mapping[str, Any] | None = None,
+        folder: Path | None = None,
+        report: Report | None = None,
     ) -> None:
         self.spec = spec
         self.device = torch.device(device)
         self.inputs = dict(inputs or {})
         self.profile = profile or Profile(device=self.device)
         self._snapshot = snapshot
+        self.folder = folder
         self._evaluation = evaluation
+        self._report = report
         self._generators: dict[str, torch.Generator] = {}
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], inputs: Mapping[str, Path], device: str = "cpu") -> LiveTask:
-        """Make the task of a planned cell. Raises `UserError` if the data changed since the plan was made."""
+    def from_config(
+        cls, config: Mapping[str, Any], inputs: Mapping[str, Path], device: str = "cpu", **options: Any
+    ) -> LiveTask:
+        """Make the task of a planned cell. options: further arguments of the class. Raises `UserError` if the data changed since the plan was made."""
         fields = dict(config["task"])
         name, planned = fields.pop("dataset"), fields.pop("data")
         if (found := bench.data.fingerprint(name)) != planned:
@@ -76,6 +84,7 @@ class LiveTask:
             inputs=inputs,
             snapshot=config.get("params", {}).get("snapshot") if config["kind"] == "prepare" else None,
             evaluation=config if config["kind"] == "evaluate" else None,
+            **options,
         )
 
     # -------------------------------------------------------------------------------- what a method uses
@@ -127,6 +136,11 @@ class LiveTask:
         """Book the time inside the block on a phase of the cost table."""
         return self.profile.phase(name)
 
+    def report(self, step: int = 0, steps: int = 0, text: str = "") -> None:
+        """Tell how far an artifact is."""
+        if self._report:
+            self._report(step, steps, text)
+
     # -------------------------------------------------------------------------------- what an evaluator uses
 
     def distilled(self) -> DistilledSet:
@@ -166,7 +180,7 @@ class LiveTask:
                 return Trained(
                     training,
                     logits=tensors["logits"],
-                    weights=_with_prefix(tensors, "weights/"),
+                    weights=_with_prefix(tensors, "weights/") if training.weights else {},
                     seconds=float(tensors["seconds"]),
                     curves=_with_prefix(tensors, "curve/"),
                 )

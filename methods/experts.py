@@ -9,7 +9,7 @@ depend on how long the experts are trained after them: a smaller `epochs` saves 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import bench.api
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bench.train.trainer import Handle
 
 TOGETHER = 10
-"""Experts trained at once. Each has its own generator, so this changes no result beyond rounding."""
+"""Networks trained at once. Each has its own generator, so this changes no result beyond rounding."""
 
 
 class Experts(Artifact):
@@ -61,27 +61,39 @@ class Experts(Artifact):
             schedule="constant",
             augment=task.spec.augment,
         )
-        real = task.data.train
-        if p.images is None:
-            images, labels = real.images(), real.labels
-        else:
-            images, labels, _ = real.sample_classes(p.images, task.rng("expert images"))
+        images, labels = training_images(task, p.images, "expert images")
         size = nets.parameter_count(task.spec.network, info.shape, info.classes)
         snapshots = torch.empty(p.experts, p.epochs + 1, size)  # filled in place: the buffer is the largest thing here
         losses = []
-        for part in torch.arange(p.experts).split(TOGETHER):
-            rngs = [task.rng(f"expert/{number}") for number in part.tolist()]
-            rows = snapshots[part[0] : part[-1] + 1]
+        for part, rngs in together(task, p.experts, "expert"):
+            rows = snapshots[part]
             # the same draws as the training's own: its weights before the first epoch
             _, start, _ = nets.stack(task.spec.network, info.shape, info.classes, list(map(_copy, rngs)), task.device)
             rows[:, 0] = flat(start)
 
-            def keep(epoch: int, handle: Handle, rows: Tensor = rows) -> None:
+            def keep(epoch: int, handle: Handle, rows: Tensor = rows, before: int = part.start) -> None:
                 rows[:, epoch] = flat(handle.params)
+                task.report(before * p.epochs + epoch * len(rows), p.experts * p.epochs, "epochs of experts")
 
             handle = train(task.spec.network, images, labels, recipe, rngs, info=info, on_epoch=keep)
             losses.append(handle.curves["loss"].float().cpu())
         return {"snapshots": snapshots, "loss": torch.cat(losses)}
+
+
+def training_images(task: Task, per_class: int | None, stream: str) -> tuple[Tensor, Tensor]:
+    """Return real images and their labels: all of them, or `per_class` of each class drawn from `stream`."""
+    real = task.data.train
+    if per_class is None:
+        return real.images(), real.labels
+    batch = real.sample_classes(per_class, task.rng(stream))
+    return batch.images, batch.labels
+
+
+def together(task: Task, count: int, stream: str) -> Iterator[tuple[slice, list[Generator]]]:
+    """Yield which of `count` networks are trained at once, and their generators."""
+    for start in range(0, count, TOGETHER):
+        part = range(start, min(start + TOGETHER, count))
+        yield slice(part.start, part.stop), [task.rng(f"{stream}/{number}") for number in part]
 
 
 def _copy(rng: Generator) -> Generator:

@@ -42,11 +42,11 @@ KINDS = Registry(
 
 
 def prepare(work: Work) -> Mapping[str, Any]:
-    """Build an artifact and keep its tensors."""
+    """Build an artifact and keep its tensors; it may keep checkpoints in the work folder."""
     from bench.task import LiveTask
 
     artifact = ARTIFACTS.get(work.config["artifact"])
-    task = LiveTask.from_config(work.config, work.inputs, work.device)
+    task = LiveTask.from_config(work.config, work.inputs, work.device, folder=work.folder, report=work.report)
     tensors = artifact(_params(artifact, work.config)).build(task)
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, work.draft / "tensors.safetensors")
     return {}

@@ -48,7 +48,7 @@ class FakeTask:
 
     def __init__(self, spec: TaskSpec, dataset: Dataset, dtype: torch.dtype, artifacts: Mapping[str, Any]) -> None:
         self.spec, self.dataset, self.dtype, self.artifacts = spec, dataset, dtype, dict(artifacts)
-        self.device = torch.device("cpu")
+        self.device, self.folder = torch.device("cpu"), None
         self.phases: list[str] = []  # all that were booked, in order
         self._inside = False
         self._generators: dict[str, torch.Generator] = {}
@@ -98,6 +98,9 @@ class FakeTask:
             yield
         finally:
             self._inside = False
+
+    def report(self, step: int = 0, steps: int = 0, text: str = "") -> None:
+        assert 0 <= step <= steps
 
 
 def _images(patterns: Tensor, per_class: tuple[int, ...], rng: torch.Generator) -> Split[Tensor]:

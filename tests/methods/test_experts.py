@@ -101,3 +101,11 @@ def test_a_suite_that_reads_beyond_its_experts_is_refused_while_planning(tmp_pat
     file.write_text(SUITE.format(experts=4).replace("max_start_epoch: 2", "max_start_epoch: 3"))
     with pytest.raises(UserError, match="up to epoch 4 of 3"):
         bench.suite.plan(bench.suite.load(file))
+
+
+def test_the_runner_hears_how_far_the_training_is(make_task, monkeypatch):
+    monkeypatch.setattr(methods.experts, "TOGETHER", 2)
+    task, heard = make_task(), []
+    task.report = lambda step, steps, text: heard.append((step, steps))
+    Experts(Experts.Params(experts=3, epochs=2, batch=60)).build(task)
+    assert heard == [(2, 6), (4, 6), (5, 6), (6, 6)]
