@@ -17,7 +17,7 @@ from bench.errors import UserError
 from bench.nets import spec as nets
 from bench.registry import ARTIFACTS
 from bench.suite import weights
-from bench.suite.keys import key, task_config, training_fields
+from bench.suite.keys import canonical, key, task_config, training_fields
 from bench.suite.problems import Problems, call, validate
 from bench.suite.resolve import Chosen, Variant, plugin, resolved
 
@@ -69,12 +69,13 @@ class Cells:
             if trainings is not None and steps is not None:
                 requests.append((evaluator, trainings))
                 snapshots |= steps
+        kept = {_without_weights(one) for _, trainings in requests for one in trainings if one.weights}
         coords = coordinates(variant, seed)
         timed = any(evaluator.kind.timed for evaluator in chosen)
         distilled = self.found.attempt(variant.path, self._distil, variant, task, coords, timed, sorted(snapshots))
         if distilled is not None:
             for evaluator, trainings in requests:
-                self.found.attempt(evaluator.path, self._evaluate, evaluator, spec, coords, distilled, trainings)
+                self.found.attempt(evaluator.path, self._evaluate, evaluator, spec, coords, distilled, trainings, kept)
 
     def _distil(
         self, variant: Variant, task: TaskSpec, coords: dict[str, Any], timed: bool, snapshots: list[int]
@@ -93,15 +94,23 @@ class Cells:
         return self._add(f"distil {place(coords)}", config, coords, weights.distillation(variant), timed)
 
     def _evaluate(
-        self, evaluator: Chosen, spec: EvalSpec, coords: dict[str, Any], distilled: str, trainings: list[Training]
+        self,
+        evaluator: Chosen,
+        spec: EvalSpec,
+        coords: dict[str, Any],
+        distilled: str,
+        trainings: list[Training],
+        kept: set[str],
     ) -> str:
+        """Plan an evaluation. kept: requests of which another evaluator wants the weights; they serve all."""
         task = self._task(spec.task)
         inputs, requests = {"distilled": distilled}, []
         for index, training in enumerate(trainings):
             name = f"trained{index}"
             fields = training_fields(training)
+            trained = {**fields, "weights": training.weights or bool(kept and _without_weights(training) in kept)}
             network = resolved(training.network, spec.task.dataset.shape)
-            inputs[name] = self._networks(fields, network, spec.task, task, coords, distilled)
+            inputs[name] = self._networks(trained, network, spec.task, task, coords, distilled)
             requests.append({**fields, "input": name})
         who = f"evaluator {evaluator.name!r}"
         needs = self._needs(who, evaluator.kind, evaluator.params, spec, spec.task)
@@ -250,6 +259,11 @@ def place(coords: Mapping[str, Any]) -> str:
 def network_label(network: NetSpec, shape: tuple[int, int, int]) -> str:
     """Return the short name of a network."""
     return nets.label(network, shape)
+
+
+def _without_weights(training: Training) -> str:
+    """Return what a request asks to be trained, whatever is kept of it, as text."""
+    return canonical(training_fields(replace(training, weights=False)))
 
 
 def _trainings(evaluator: Chosen, spec: EvalSpec) -> list[Training]:

@@ -19,7 +19,14 @@ FAKES = {
         "broken": "Broken",
         "needs_endless": "NeedsEndless",
     },
-    EVALUATORS: {"score": "Score", "pair": "Pair", "clock": "Clock", "late": "Late", "grouped": "Grouped"},
+    EVALUATORS: {
+        "score": "Score",
+        "pair": "Pair",
+        "keeper": "Keeper",
+        "clock": "Clock",
+        "late": "Late",
+        "grouped": "Grouped",
+    },
     ARTIFACTS: {"features": "Features", "networks": "Networks", "endless": "Endless"},
 }
 BASE = """\

@@ -115,6 +115,14 @@ class Pair(Score):
         ]
 
 
+class Keeper(Score):
+    """Asks for the networks of `Score` with their weights."""
+
+    @classmethod
+    def trainings(cls, params, spec):
+        return [Training(spec.network, spec.recipe, spec.replicates, weights=True)]
+
+
 class Clock(Score):
     timed = True
 

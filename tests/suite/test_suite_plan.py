@@ -154,6 +154,20 @@ def test_labels_with_equal_settings_are_one_cell_that_stands_for_both(write):
     assert shared[0].also[0] == {**shared[0].coords, "label": "again"}
 
 
+def test_networks_with_weights_serve_those_who_ask_for_none(write):
+    plan = write.plan(changed("[score]", "[score, {name: keeper, where: {ipc: 10}}, pair]"))
+    trained = {cell.key: cell for cell in plan.cells if cell.config.get("artifact") == "networks"}
+    kept = {key for key, cell in trained.items() if cell.config["params"]["weights"]}
+    assert len(trained) == 8
+    assert {trained[key].coords["ipc"] for key in kept} == {10}
+    assert len(kept) == 2
+    for cell in (cell for cell in plan.cells if cell.kind == "evaluate" and cell.coords["ipc"] == 10):
+        assert cell.inputs["trained0"] in kept
+        assert cell.config["trainings"][0]["weights"] is (cell.coords["evaluator"] == "keeper")
+    alone = {cell.key for cell in write.plan(changed("[score]", "[score, pair]")).cells}
+    assert {cell.key for cell in plan.cells if cell.coords["ipc"] == 1} <= alone
+
+
 def test_methods_without_a_budget_are_planned_once(write):
     plan = write.plan(changed("[fake]", "[fake, everything]"))
     cells = [cell for cell in plan.cells if cell.coords["method"] == "everything"]
