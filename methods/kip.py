@@ -131,15 +131,20 @@ class KIP(Method):
         except torch.linalg.LinAlgError as error:
             raise Diverged("the kernel matrix of the support is not positive definite") from error
         held = weights.detach().requires_grad_()
-        total = torch.zeros((), dtype=x_t.dtype, device=x_t.device)
-        for x, y in zip(x_t.split(self.params.chunk), y_t.split(self.params.chunk), strict=True):
-            loss = (self.kernel(x, seen) @ held - y).square().sum() / (2 * y_t.numel())
-            loss.backward()
-            total += loss.detach()
+        total = self._collect(x_t, y_t, seen, held)
         weights.backward(held.grad)
         images.backward(seen.grad)
         if self.frozen is not None and self.images.grad is not None:
             self.images.grad[self.frozen] = 0  # Adam leaves what never has a gradient where it is
+        return total
+
+    def _collect(self, x_t: Tensor, y_t: Tensor, seen: Tensor, weights: Tensor) -> Tensor:
+        """Add the derivatives of the loss by support and weights to their gradients, in blocks; return the loss."""
+        total = torch.zeros((), dtype=x_t.dtype, device=x_t.device)
+        for x, y in zip(x_t.split(self.params.chunk), y_t.split(self.params.chunk), strict=True):
+            loss = (self.kernel(x, seen) @ weights - y).square().sum() / (2 * y_t.numel())
+            loss.backward()
+            total += loss.detach()
         return total
 
     def export(self) -> DistilledSet:
