@@ -75,6 +75,8 @@ METHODS = Registry(
         "kip": "methods.kip:KIP",
         "label_solve": "methods.label_solve:LabelSolve",
         "frepo": "methods.frepo:FRePo",
+        "isa": "methods.isa:ISA",
+        "isa_kip": "methods.isa:ISAKIP",
     },
     "ddbench.methods",
 )
