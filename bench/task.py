@@ -69,7 +69,10 @@ class LiveTask:
     def from_config(
         cls, config: Mapping[str, Any], inputs: Mapping[str, Path], device: str = "cpu", **options: Any
     ) -> LiveTask:
-        """Make the task of a planned cell. options: further arguments of the class. Raises `UserError` if the data changed since the plan was made."""
+        """Make the task of a planned cell. options: further arguments of the class.
+
+        Raises `UserError` if the data changed since the plan was made.
+        """
         fields = dict(config["task"])
         name, planned = fields.pop("dataset"), fields.pop("data")
         if (found := bench.data.fingerprint(name)) != planned:
@@ -143,8 +146,14 @@ class LiveTask:
 
     # -------------------------------------------------------------------------------- what an evaluator uses
 
-    def distilled(self) -> DistilledSet:
-        """Return the distilled set under evaluation, on the task's device."""
+    def distilled(self, name: str | None = None) -> DistilledSet:
+        """Return the distilled set under evaluation, or another one by its name, on the task's device."""
+        if name is not None:
+            return bench.distilled.load(self.inputs[f"set {name}"] / "set.safetensors", device=self.device)
+        union = [folder for key, folder in self.inputs.items() if key.startswith("union ")]
+        if union:
+            files = [folder / "set.safetensors" for folder in union]
+            return bench.distilled.merge([bench.distilled.load(file, device=self.device) for file in files], self.data)
         name = "set.safetensors" if self._snapshot is None else f"set@{self._snapshot}.safetensors"
         return bench.distilled.load(self.inputs["distilled"] / name, device=self.device)
 
@@ -194,17 +203,14 @@ class LiveTask:
 
 def _fields(training: Training) -> dict[str, Any]:
     """Return the request as the plan stores it (plain JSON values)."""
-    return json.loads(
-        json.dumps(
-            {
-                "network": training.network.model_dump(),
-                "recipe": dict(training.recipe),
-                "replicates": training.replicates,
-                "snapshot": training.snapshot,
-                "weights": training.weights,
-            }
-        )
-    )
+    fields = {
+        "network": training.network.model_dump(),
+        "recipe": dict(training.recipe),
+        "replicates": training.replicates,
+        "snapshot": training.snapshot,
+        "weights": training.weights,
+    }
+    return json.loads(json.dumps(fields | ({"sets": training.sets} if training.sets else {})))
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
