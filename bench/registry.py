@@ -88,6 +88,7 @@ EVALUATORS = Registry(
         "cost": "evaluators.cost:Cost",
         "krr": "evaluators.krr:KernelRegression",
         "subgroup": "evaluators.subgroup:Subgroup",
+        "corruption": "evaluators.corruption:Corruption",
     },
     "ddbench.evaluators",
 )
