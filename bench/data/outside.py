@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from bench.api import Artifact, DatasetInfo, Need, Params, Task, param
 from bench.data.content import info
-from bench.data.lookup import OWN
 from bench.errors import UserError
 from bench.facts import NetSpec
 from bench.lazy import torch
