@@ -11,7 +11,6 @@ them as outliers. Images of classes that both datasets have are not taken out, u
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -19,12 +18,17 @@ from bench.api import Artifact, DatasetInfo, Need, Params, Task, param
 from bench.data.content import info
 from bench.errors import UserError
 from bench.facts import NetSpec
-from bench.lazy import torch
+from bench.lazy import F, torch
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 Shape = tuple[int, int, int]
+
+CHUNK = 1000
+"""Images scaled at once."""
+LUMA = (0.299, 0.587, 0.114)
+"""Share of red, green and blue in the grey of Pillow and torchvision (ITU-R 601)."""
 
 NOISE = ("gaussian", "rademacher", "uniform", "blobs")
 CORRUPTIONS = ("jigsaw", "invert", "pixelate", "speckle", "ghost", "arithmetic_mean", "geometric_mean")
@@ -113,20 +117,28 @@ def _blobs(drawn: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------------- other datasets
 
 
-def converted(images: Tensor, shape: Shape) -> Tensor:
-    """Return images uint8 [n, c, h, w] with the channels and the size of `shape`."""
-    from bench.tv import torchvision
+def fit(images: Tensor, shape: Shape) -> Tensor:
+    """Return images float [n, c, h, w] with the channels and the size of `shape`; those that fit as they are.
 
-    torchvision()  # first, so that it loads beside any torch
-    functional = importlib.import_module("torchvision.transforms.v2.functional")
+    Bilinear with antialiasing, as Pillow scales; what sticks out on two sides is cut off evenly.
+    """
     channels, height, width = shape
     if images.shape[1] != channels:
-        images = functional.rgb_to_grayscale(images) if channels == 1 else functional.grayscale_to_rgb(images)
+        luma = torch.tensor(LUMA, dtype=images.dtype, device=images.device)[:, None, None]
+        images = (images * luma).sum(1, keepdim=True) if channels == 1 else images.expand(-1, channels, -1, -1)
     if images.shape[2:] != (height, width):
         factor = max(height / images.shape[2], width / images.shape[3])
-        size = [max(height, int(images.shape[2] * factor)), max(width, int(images.shape[3] * factor))]
-        images = functional.center_crop(functional.resize(images, size, antialias=True), [height, width])
-    return images.contiguous()
+        size = [round(side * factor) for side in images.shape[2:]]
+        if tuple(size) != tuple(images.shape[2:]):
+            images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+        top, left = (size[0] - height) // 2, (size[1] - width) // 2
+        images = images[:, :, top : top + height, left : left + width]
+    return images
+
+
+def converted(images: Tensor, shape: Shape) -> Tensor:
+    """Return images uint8 [n, c, h, w] with the channels and the size of `shape`, see `fit`."""
+    return torch.cat([(255 * fit(chunk / 255, shape)).round().to(torch.uint8) for chunk in images.split(CHUNK)])
 
 
 class OutsideParams(Params):
