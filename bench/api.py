@@ -105,8 +105,8 @@ class Task(Protocol):
     def artifact_slice(self, name: str, tensor: str) -> Any:
         """Return one tensor of an artifact that is read as it is indexed (`get_shape()`, `rows[i, j]`)."""
 
-    def distilled(self) -> DistilledSet:
-        """Return the distilled set under evaluation."""
+    def distilled(self, name: str | None = None) -> DistilledSet:
+        """Return the distilled set under evaluation, or another one that the evaluator's `distillations` named."""
 
     def phase(self, name: Literal["data", "network", "set", "evaluation"]) -> AbstractContextManager[None]:
         """Book the time inside the block on a phase of the cost table; phases do not nest."""
@@ -225,6 +225,7 @@ class Training:
 
     recipe: the resolved fields of `bench.train.recipe.Recipe`. snapshot: outer step of the distillation whose
     intermediate set is meant, None for the final one. weights: keep the weights, not only the logits on the test set.
+    sets: names of the evaluator's `distillations`, to train on their union instead of the set under evaluation.
     """
 
     network: NetSpec
@@ -232,6 +233,7 @@ class Training:
     replicates: int
     snapshot: int | None = None
     weights: bool = False
+    sets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -322,6 +324,13 @@ class Evaluator(ABC):
     def trainings(cls, params: Any, spec: EvalSpec) -> Sequence[Training]:
         """Return the networks that must be trained on the set first."""
         return ()
+
+    @classmethod
+    def distillations(cls, params: Any, spec: EvalSpec) -> Mapping[str, Mapping[str, Any]]:
+        """Return further sets to distil with the same method and parameters, by name: the fields of `TaskSpec` that
+        differ. `dataset` is given by its name (see `bench.data.views`).
+        """
+        return {}
 
     @classmethod
     def snapshots(cls, params: Any, spec: EvalSpec) -> Sequence[int]:

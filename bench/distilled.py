@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -306,6 +306,30 @@ def _within(numbers: Tensor, limit: int) -> bool:
 
 
 # ------------------------------------------------------------------------------------ use
+
+
+def merge(sets: Sequence[DistilledSet], prepared: Prepared) -> DistilledSet:
+    """Return the union of sets of one method as a set of plain images, in the order given.
+
+    A learned rate becomes the mean of theirs; ordered steps are dropped, since one order of all of them is not
+    defined. Raises `UserError` where their labels are not of one kind.
+    """
+    first = sets[0]
+    kinds = {one.header.label_kind for one in sets}
+    if len(kinds) > 1:
+        raise UserError(f"sets with labels of the kinds {', '.join(sorted(kinds))} cannot be used together")
+    rates = [one.header.learned_rate for one in sets if one.header.learned_rate is not None]
+    outliers = [one.outliers for one in sets if one.outliers is not None]
+    header = first.header.model_copy(
+        update={"decoder": {"name": "pixels"}, "learned_rate": sum(rates) / len(rates) if rates else None}
+    )
+    return DistilledSet(
+        header,
+        torch.cat([decode(one, prepared) for one in sets]),
+        torch.cat([one.labels for one in sets]),
+        outliers=torch.cat(outliers) if outliers else None,
+        extra={name: tensor for name, tensor in first.extra.items() if name.startswith(PREPROCESSING)},
+    )
 
 
 def decode(distilled: DistilledSet, prepared: Prepared | None = None) -> Tensor:

@@ -29,12 +29,16 @@ CHUNK = 4096
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset in host memory, in canonical order (see `bench.data.arrays`). `info` has the true sizes and hash."""
+    """A dataset in host memory, in canonical order (see `bench.data.arrays`). `info` has the true sizes and hash.
+
+    space: the dataset that preprocessing is fitted on, where it is not this one.
+    """
 
     info: DatasetInfo
     class_names: tuple[str, ...]
     train: Split[Tensor]
     test: Split[Tensor]
+    space: Dataset | None = None
 
     @property
     def content(self) -> str:
@@ -62,7 +66,8 @@ def load(name: str) -> Dataset:
     halves = _decoded(known.content) if arrays is None else _tensors(arrays)
     if halves is None:  # the decoded copy was deleted or could not be written
         halves = _tensors(read(name)[1])
-    return Dataset(known.info, known.class_names, *halves)
+    train, test = halves
+    return Dataset(known.info, known.class_names, train, test)
 
 
 def _viewed(name: str, view: views.View) -> Dataset:
@@ -72,7 +77,8 @@ def _viewed(name: str, view: views.View) -> Dataset:
     sizes = {"train_size": len(halves.train.labels), "test_size": len(halves.test.labels)}
     content = view.fingerprint(base.content)
     info = view.info(name, base.info).model_copy(update={"content": content, **sizes})
-    return Dataset(info, base.class_names, *halves)
+    space = base.space or base if view.arguments.shares_space else None
+    return Dataset(info, base.class_names, halves.train, halves.test, space)
 
 
 def _tensors(arrays: Arrays) -> list[Split[Tensor]]:
@@ -207,7 +213,8 @@ def prepare(dataset: Dataset, preprocessing: str = "meanstd", device: str | torc
     once per content and kept in the cache.
     """
     device = torch.device(device)
-    space = transform(preprocessing, dataset.info, dataset.train.images, device, cache.root() / "zca")
+    fitted_on = dataset.space or dataset
+    space = transform(preprocessing, fitted_on.info, fitted_on.train.images, device, cache.root() / "zca")
     classes = dataset.info.classes
     train, test = (Part(split, space, classes, device) for split in (dataset.train, dataset.test))
     return Prepared(dataset.info, dataset.class_names, space, device, train, test)

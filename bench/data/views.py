@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import ValidationError
@@ -35,7 +35,14 @@ NAME = re.compile(r"(?P<base>.+)@(?P<view>[a-z_]+)\((?P<arguments>[^()]*)\)")
 # ---------------------------------------------------------------------------------------------- the views
 
 
-class Rare(Params):
+class ViewParams(Params):
+    """The arguments of a view."""
+
+    shares_space: ClassVar[bool] = False
+    """Whether whitening is that of the base, so that sets of several views can be used together."""
+
+
+class Rare(ViewParams):
     """A minority of images of every class that looks different. Groups: 0 majority, 1 minority."""
 
     share: float = param(0.05, "of the training images of each class that are changed", ge=0, le=1)
@@ -68,7 +75,7 @@ class Rare(Params):
         return Split(images, split.labels, groups)
 
 
-class Chunk(Params):
+class Chunk(ViewParams):
     """Consecutive training images, in an order that has nothing to do with their content."""
 
     size: int = param(10_000, "training images", source="FRePo, script/mia.py", ge=1)
@@ -85,9 +92,10 @@ class Chunk(Params):
         return Halves(_take(base.train, torch.arange(self.index * self.size, (self.index + 1) * self.size)), base.test)
 
 
-class Classes(Params):
+class Classes(ViewParams):
     """The training images of the classes of one step; the test set and the space of labels stay whole."""
 
+    shares_space: ClassVar[bool] = True
     steps: int = param(5, "number of steps; the classes are dealt out evenly", source="DM, CL_DM.py", ge=1)
     step: int = param(0, "which step, from 0", ge=0)
     order: int = param(0, "seed of the order of the classes, as published 0 to 4", source="DM, CL_DM.py", ge=0)
@@ -110,9 +118,10 @@ class Classes(Params):
         return Halves(_take(base.train, torch.isin(base.train.labels, wanted).nonzero().squeeze(1)), base.test)
 
 
-class Half(Params):
+class Half(ViewParams):
     """All training images but a random half of the audited ones; over all runs each is in exactly half of them."""
 
+    shares_space: ClassVar[bool] = True
     runs: int = param(8, "number of runs, even", source="LiRA, arXiv 2112.03570", ge=2, multiple_of=2)
     run: int = param(0, "which run, from 0", ge=0)
     audit: int = param(500, "audited training images", source="arXiv 2502.12976", ge=2)

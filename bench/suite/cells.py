@@ -61,21 +61,34 @@ class Cells:
         """Plan the distillation of a variant with one seed and all its evaluations."""
         task = variant.task.model_copy(update={"seed": seed})
         spec = EvalSpec(task, variant.name, variant.steps, variant.network, variant.recipe, self.replicates)
-        requests: list[tuple[Chosen, list[Training]]] = []
+        requests: list[tuple[Chosen, list[Training], dict[str, Variant]]] = []
         snapshots: set[int] = set()
         for evaluator in chosen:
             trainings = self.found.attempt(evaluator.path, _trainings, evaluator, spec)
             steps = self.found.attempt(evaluator.path, _snapshots, evaluator, spec, trainings or [])
-            if trainings is not None and steps is not None:
-                requests.append((evaluator, trainings))
+            others = self.found.attempt(evaluator.path, _others, evaluator, spec, variant)
+            if trainings is not None and steps is not None and others is not None:
+                requests.append((evaluator, trainings, others))
                 snapshots |= steps
-        kept = {_without_weights(one) for _, trainings in requests for one in trainings if one.weights}
+        kept = {_without_weights(one) for _, trainings, _ in requests for one in trainings if one.weights}
         coords = coordinates(variant, seed)
         timed = any(evaluator.kind.timed for evaluator in chosen)
         distilled = self.found.attempt(variant.path, self._distil, variant, task, coords, timed, sorted(snapshots))
         if distilled is not None:
-            for evaluator, trainings in requests:
-                self.found.attempt(evaluator.path, self._evaluate, evaluator, spec, coords, distilled, trainings, kept)
+            for evaluator, trainings, others in requests:
+                sets = self.found.attempt(evaluator.path, self._sets, others, coords)
+                if sets is not None:
+                    sets[""] = distilled
+                    self.found.attempt(evaluator.path, self._evaluate, evaluator, spec, coords, sets, trainings, kept)
+
+    def _sets(self, others: Mapping[str, Variant], coords: Mapping[str, Any]) -> dict[str, str]:
+        """Plan the further distillations of an evaluator; return name -> key."""
+        return {
+            name: self._distil(
+                other, other.task, {**coords, **coordinates(other, other.task.seed)}, timed=False, snapshots=[]
+            )
+            for name, other in others.items()
+        }
 
     def _distil(
         self, variant: Variant, task: TaskSpec, coords: dict[str, Any], timed: bool, snapshots: list[int]
@@ -98,19 +111,23 @@ class Cells:
         evaluator: Chosen,
         spec: EvalSpec,
         coords: dict[str, Any],
-        distilled: str,
+        sets: Mapping[str, str],
         trainings: list[Training],
         kept: set[str],
     ) -> str:
-        """Plan an evaluation. kept: requests of which another evaluator wants the weights; they serve all."""
+        """Plan an evaluation.
+
+        sets: keys of the distillations by name, the one under evaluation under "". kept: requests of which another
+        evaluator wants the weights; they serve all.
+        """
         task = self._task(spec.task)
-        inputs, requests = {"distilled": distilled}, []
+        inputs, requests = {f"set {name}" if name else "distilled": key for name, key in sets.items()}, []
         for index, training in enumerate(trainings):
             name = f"trained{index}"
             fields = training_fields(training)
             trained = {**fields, "weights": training.weights or bool(kept and _without_weights(training) in kept)}
             network = resolved(training.network, spec.task.dataset.shape)
-            inputs[name] = self._networks(trained, network, spec.task, task, coords, distilled)
+            inputs[name] = self._networks(trained, network, spec.task, task, coords, _trained_on(training, sets))
             requests.append({**fields, "input": name})
         who = f"evaluator {evaluator.name!r}"
         needs = self._needs(who, evaluator.kind, evaluator.params, spec, spec.task)
@@ -144,21 +161,25 @@ class Cells:
         spec: TaskSpec,
         task: dict[str, Any],
         coords: dict[str, Any],
-        distilled: str,
+        sets: Mapping[str, str],
     ) -> str:
-        """Plan networks trained on a distilled set: a cell of the artifact `networks`."""
+        """Plan networks trained on a distilled set, or the union of several: a cell of the artifact `networks`."""
         kind = self._artifact_kind("networks")
         config = {
             "kind": "prepare",
             "artifact": "networks",
             "version": kind.version,
-            "params": {**fields, "network": network.model_dump(mode="json")},
+            "params": {
+                **{name: value for name, value in fields.items() if name != "sets"},
+                "network": network.model_dump(mode="json"),
+            },
             "task": task,
-            "inputs": {"distilled": distilled},
+            "inputs": sets,
             "threads": self.threads,
         }
         name = network_label(network, spec.dataset.shape)
         step = "" if fields["snapshot"] is None else f" after step {fields['snapshot']}"
+        step += f", {', '.join(fields['sets'])}" if "sets" in fields else ""
         coords = {**coords, "artifact": "networks", "network": name}
         return self._add(f"train {name} on {place(coords)}{step}", config, coords, weights.training(config, spec))
 
@@ -264,6 +285,28 @@ def network_label(network: NetSpec, shape: tuple[int, int, int]) -> str:
 def _without_weights(training: Training) -> str:
     """Return what a request asks to be trained, whatever is kept of it, as text."""
     return canonical(training_fields(replace(training, weights=False)))
+
+
+def _trained_on(training: Training, sets: Mapping[str, str]) -> dict[str, str]:
+    """Return the inputs of networks: the set under evaluation, or those of a union in their order."""
+    for name in training.sets:
+        if name not in sets:
+            raise UserError(f"a training asks for the set {name!r}, which is not among its distillations")
+    union = {f"union {index:04d}": sets[name] for index, name in enumerate(training.sets)}
+    return union or {"distilled": sets[""]}
+
+
+def _others(evaluator: Chosen, spec: EvalSpec, variant: Variant) -> dict[str, Variant]:
+    """Return the further distillations an evaluator asks for."""
+    who = f"evaluator {evaluator.name!r}"
+    others = {}
+    for name, changes in call(who, evaluator.kind.distillations, evaluator.params, spec).items():
+        fields = dict(changes)
+        if "dataset" in fields:
+            fields["dataset"] = call(who, bench.data.info, fields["dataset"])
+        task = call(who, TaskSpec.model_validate, {**dict(spec.task), **fields})
+        others[name] = replace(variant, task=task)
+    return others
 
 
 def _trainings(evaluator: Chosen, spec: EvalSpec) -> list[Training]:

@@ -45,12 +45,11 @@ def task_config(spec: TaskSpec, data: str) -> dict[str, Any]:
 
 def training_fields(training: Training) -> dict[str, Any]:
     """Return a request for trained networks as plain JSON values, exactly as the evaluator made it."""
-    return to_jsonable_python(
-        {
-            "network": training.network,
-            "recipe": training.recipe,
-            "replicates": training.replicates,
-            "snapshot": training.snapshot,
-            "weights": training.weights,
-        }
-    )
+    fields = {
+        "network": training.network,
+        "recipe": training.recipe,
+        "replicates": training.replicates,
+        "snapshot": training.snapshot,
+        "weights": training.weights,
+    }
+    return to_jsonable_python(fields | ({"sets": training.sets} if training.sets else {}))

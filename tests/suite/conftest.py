@@ -23,6 +23,8 @@ FAKES = {
         "score": "Score",
         "pair": "Pair",
         "keeper": "Keeper",
+        "steps": "Steps",
+        "stray": "Stray",
         "clock": "Clock",
         "late": "Late",
         "grouped": "Grouped",

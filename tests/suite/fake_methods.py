@@ -123,6 +123,28 @@ class Keeper(Score):
         return [Training(spec.network, spec.recipe, spec.replicates, weights=True)]
 
 
+class Steps(Score):
+    """Distils two parts of the classes, and trains on the set under evaluation, on a part, and on both parts."""
+
+    @classmethod
+    def distillations(cls, params, spec):
+        name = f"{spec.task.dataset.name}@classes(steps=2, step={{}})"
+        return {f"step{k}": {"dataset": name.format(k), "ipc": 7} for k in range(2)}
+
+    @classmethod
+    def trainings(cls, params, spec):
+        sets = [(), ("step0",), ("step0", "step1")]
+        return [Training(spec.network, spec.recipe, spec.replicates, sets=names) for names in sets]
+
+
+class Stray(Score):
+    """Trains on a set that nobody distils."""
+
+    @classmethod
+    def trainings(cls, params, spec):
+        return [Training(spec.network, spec.recipe, 1, sets=("nowhere",))]
+
+
 class Clock(Score):
     timed = True
 

@@ -21,12 +21,12 @@ under these keys. A field added later must leave the key alone where it has the 
 IN_KEY = {
     TaskSpec: {"dataset", "ipc", "network", "preprocessing", "augment", "seed"},
     NetSpec: {"arch", "norm", "width", "depth", "activation", "pooling", "init"},
-    Training: {"network", "recipe", "replicates", "snapshot", "weights"},
+    Training: {"network", "recipe", "replicates", "snapshot", "weights", "sets"},
     EvalSpec: {"task", "method", "method_steps", "network", "recipe", "replicates"},
     Recipe: {
         "optimiser", "lr", "momentum", "weight_decay", "epochs", "steps", "use_steps", "batch", "schedule", "warmup",
         "final", "milestones", "gamma", "augment", "loss", "temperature", "outlier_weight", "init", "precision",
-        "select", "evaluations", "epochs_augmented",
+        "select", "evaluations", "epochs_augmented", "cutmix",
     },
 }  # fmt: skip
 """What a result depends on: every field of these is part of a key."""
@@ -94,7 +94,12 @@ def test_every_field_of_a_task_changes_the_key(field, value):
 
 @pytest.mark.parametrize("field", sorted(IN_KEY[Recipe]))
 def test_every_field_of_a_recipe_is_in_the_request(field):
-    assert field in Recipe(epochs=1).model_dump(mode="json")
+    assert field in Recipe(epochs=1, cutmix=0.5).model_dump(mode="json")
+
+
+def test_a_field_that_came_later_is_in_the_request_only_where_it_changes_what_is_done():
+    assert "cutmix" not in Recipe(epochs=1, cutmix=0.0).model_dump(mode="json")
+    assert Recipe.model_validate(Recipe(epochs=1, cutmix=0.5).model_dump()).cutmix == 0.5
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,36 @@ def test_an_evaluator_has_artifacts_too(write):
     assert cells["distil chosen, digits, ipc 10, seed 0"].inputs == {"features": shared.key}
 
 
+def test_an_evaluator_has_further_sets_and_networks_trained_on_their_union(write):
+    plan = write.plan(changed("[fake]", "[fake, chosen]").replace("[score]", "[score, steps]"))
+    # two parts for each of the 8 (a method's parameters are those of the ipc of the grid); networks on one and on both
+    assert kinds(plan) == {"distil": 8 + 16, "networks": 8 + 16, "evaluate": 16, "features": 2 + 4}
+    cells, by_key = by_label(plan), {cell.key: cell for cell in plan.cells}
+    for label in ("chosen, digits, ipc 10, seed 1", "fake, digits, ipc 1, seed 0"):
+        method, seed = label.split(",")[0], label[-1]
+        evaluate = cells[f"steps of {label}"]
+        parts = [f"{method}, digits@classes(steps=2, step={k}), ipc 7, seed {seed}" for k in range(2)]
+        found = [evaluate.inputs[f"set step{k}"] for k in range(2)]
+        assert [by_key[key].label for key in found] == [f"distil {part}" for part in parts]
+        assert {by_key[key].config["params"]["rate"] for key in found} == {0.5 if "ipc 10" in label else 0.1}
+        assert evaluate.inputs["distilled"] == cells[f"distil {label}"].key
+        trained = [by_key[evaluate.inputs[f"trained{k}"]] for k in range(3)]
+        assert [cell.inputs for cell in trained] == [
+            {"distilled": evaluate.inputs["distilled"]},
+            {"union 0000": found[0]},
+            {"union 0000": found[0], "union 0001": found[1]},
+        ]
+        assert trained[0].key == cells[f"score of {label}"].inputs["trained0"]
+        assert {cell.config["task"]["dataset"] for cell in trained} == {"digits"}
+        assert evaluate.config["trainings"][2]["sets"] == ["step0", "step1"]
+        assert "sets" not in evaluate.config["trainings"][0]
+
+
+def test_a_training_on_a_set_that_nobody_distils_is_an_error(write):
+    with pytest.raises(UserError, match="the set 'nowhere', which is not among its distillations"):
+        write.plan(changed("[score]", "[stray]"))
+
+
 def test_labels_with_equal_settings_are_one_cell_that_stands_for_both(write):
     plan = write.plan(
         changed("[fake]", "[fake, {name: fake, label: again}, {name: fake, label: other, params: {rate: 1}}]")
