@@ -12,7 +12,7 @@ them as outliers. Images of classes that both datasets have are not taken out, u
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from bench.api import Artifact, DatasetInfo, Need, Params, Task, param
 from bench.data.content import info
@@ -31,7 +31,17 @@ LUMA = (0.299, 0.587, 0.114)
 """Share of red, green and blue in the grey of Pillow and torchvision (ITU-R 601)."""
 
 NOISE = ("gaussian", "rademacher", "uniform", "blobs")
-CORRUPTIONS = ("jigsaw", "invert", "pixelate", "speckle", "ghost", "arithmetic_mean", "geometric_mean")
+CORRUPTIONS = (
+    "jigsaw",
+    "invert",
+    "pixelate",
+    "gauss-speckle",
+    "uniform-speckle",
+    "rgb-ghost",
+    "avg-mean",
+    "geo-mean",
+)
+"""What pseudo-outlier exposure makes of training images; never offered here."""
 KINDS = {
     "digits": "digits",
     "mnist": "digits",
@@ -146,25 +156,27 @@ class OutsideParams(Params):
 
     shape: Shape = param((3, 32, 32), "channels, height and width of the images to become")
     count: int | None = param(None, "at most so many; None: all", unit="images", ge=1)
+    half: Literal["test", "train"] = param("test", "which images: outliers to train on are training images")
 
 
 class Outside(Artifact):
-    """Bring the test images of the task's dataset to another shape.
+    """Bring the test (or training) images of the task's dataset to another shape.
 
     Tensors: `images` uint8 [n, c, h, w]. The first ones are taken: the canonical order is as good as a random one.
     """
 
     Params = OutsideParams
-    title = "Test images of one dataset in the shape of another"
+    title = "Images of one dataset in the shape of another"
 
     def build(self, task: Task) -> Mapping[str, Tensor]:
         """Convert."""
         from bench.data.prepared import load
 
-        return {"images": converted(load(task.spec.dataset.name).test.images[: self.params.count], self.params.shape)}
+        images = getattr(load(task.spec.dataset.name), self.params.half).images
+        return {"images": converted(images[: self.params.count], self.params.shape)}
 
 
-def need(outside: str, shape: Shape, count: int | None) -> Need:
+def need(outside: str, shape: Shape, count: int | None, half: Literal["test", "train"] = "test") -> Need:
     """Return the artifact that holds the images of a dataset in this shape, whatever the asking task is."""
     task = {"dataset": info(outside), "ipc": None, "network": NetSpec(), "preprocessing": "none", "augment": "none"}
-    return Need("outside", {"shape": shape, "count": count}, {**task, "seed": 0})
+    return Need("outside", {"shape": shape, "count": count, "half": half}, {**task, "seed": 0})
