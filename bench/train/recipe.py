@@ -94,6 +94,8 @@ RECIPES: dict[str, Recipe] = {
     "dc": Recipe(epochs=300, epochs_augmented=1000, augment="dc"),
     # MTT: as above with the rate learned together with the images.
     "mtt": _REVIEW.model_copy(update={"lr": "learned"}),
+    # APM: a student of its distillation, trained longer on the teacher's logits; the rate varies by dataset.
+    "apm": Recipe(lr=0.02, epochs=1001, schedule="step", augment="dsa", loss="l1"),
     # DD: plain gradient descent over the stored steps at the stored rates.
     "dd": Recipe(use_steps=True, lr="learned", momentum=0.0, weight_decay=0.0, schedule="constant"),
     # FRePo, released evaluation script, for 100 images; for other sizes the method says how many steps.
