@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 BATCH = 1000
 """Images spoiled and classified at once. Noise is drawn batch by batch, so this number is part of the definition."""
 SOURCE = "Vahidian et al. 2025, released data processing"
+BEST_OF = ("corruption_accuracy", "common_accuracy")
+"""Metrics of which the maximum over the networks may be wanted."""
 SETS = {"published": tuple(PUBLISHED), "common": tuple(COMMON)}
 
 
@@ -95,7 +97,7 @@ class Corruption(Evaluator):
             found.append(("relative_corruption_error", error - (1 - clean), {}))
         measures = [one for metric, values, tags in found for one in per_network(metric, values, lost, tags, **named)]
         if self.params.best_of_networks:
-            measures += best_of(one for one in measures if not one.metric.endswith("_error"))
+            measures += best_of(one for one in measures if one.metric in BEST_OF)
         return measures
 
     def _level(self, name: str, height: int) -> float | None:

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Family = Literal["pixels", "features", "given"]
-UNRANKED = ("cluster_gap", "group_gap", "small_groups")
-"""Metrics without a best network: of a gap, large is bad."""
+BEST_OF = ("accuracy", "class_min", "cluster_min", "cluster_mean", "group_min", "group_mean", "group_adjusted")
+"""Metrics of which the maximum over the networks may be wanted."""
 
 
 class SubgroupParams(Params):
@@ -94,7 +94,7 @@ class Subgroup(Evaluator):
                 own = {**tags, "group": grouping.label(g), "images": int(grouping.counts[g])}
                 measures += per_network(f"{grouping.name}_accuracy", values, lost, own, **named)
         if self.params.best_of_networks:
-            measures += best_of(one for one in measures if one.metric not in UNRANKED)
+            measures += best_of(one for one in measures if one.metric in BEST_OF)
         return measures
 
     def _groupings(self, task: Evaluation) -> Iterator[Grouping]:

@@ -99,7 +99,7 @@ def printed(row: Any) -> str:
     mark = MARK if getattr(row, "diverged", 0) else ""
     if row.unit == "fraction":
         return f"{percent(row.mean, row.std)} %{mark}"
-    text = f"{row.mean:g}" if row.unit == "steps" else significant(row.mean, row.std)
+    text = f"{row.mean:g}" if row.unit in ("steps", "groups") else significant(row.mean, row.std)
     return (f"≤ {text}" if row.upper else text) + mark
 
 

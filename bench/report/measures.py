@@ -64,7 +64,48 @@ class Layout:
     notes: tuple[str, ...] = ()
 
 
-LAYOUTS: dict[str, tuple[Layout, ...]] = {}
+LAYOUTS: dict[str, tuple[Layout, ...]] = {
+    "subgroup": (
+        Layout(
+            "Accuracy by groups of test images",
+            {
+                "accuracy": Shown("accuracy", "high"),
+                "class_min": Shown("worst class", "high"),
+                "cluster_min": Shown("worst", "high"),
+                "cluster_mean": Shown("mean", "high"),
+                "cluster_gap": Shown("gap", "low"),
+                "group_min": Shown("worst", "high"),
+                "group_mean": Shown("mean", "high"),
+                "group_gap": Shown("gap", "low"),
+                "group_adjusted": Shown("adjusted", "high"),
+                "small_groups": Shown("small groups"),
+            },
+            columns="groups",
+            notes=(
+                "groups: k-means of test pixels, of test features, or given with the data; gap: accuracy minus worst; "
+                "adjusted: weighted as in training; the worst of small groups is low by chance",
+            ),
+        ),
+    ),
+    "corruption": (
+        Layout(
+            "Accuracy on corrupted test images",
+            {"corruption_accuracy": Shown("accuracy", "high")},
+            columns="corruption",
+        ),
+        Layout(
+            "Accuracy on common corruptions, mean over severities",
+            {
+                "common_accuracy": Shown("accuracy", "high"),
+                "mean_corruption_error": Shown("mean error", "low"),
+                "relative_corruption_error": Shown("mean error minus clean error", "low"),
+            },
+            name="common",
+            columns="corruption",
+            notes=("mean error: over the corruptions of this table, not divided by that of a reference network",),
+        ),
+    ),
+}
 """Evaluator -> its tables."""
 
 

@@ -16,9 +16,11 @@ from scipy import ndimage
 
 import bench.data
 import bench.nets
+import bench.report
 import bench.suite
 from bench.api import NetSpec
 from bench.errors import UserError
+from bench.report.measures import measure_tables
 from bench.run import Store, run_plan
 from evaluators import distortions
 from evaluators.corruption import Corruption, CorruptionParams, chosen, spoiled
@@ -354,3 +356,17 @@ def test_the_best_network_has_records_of_its_own(suite):
     noise = of(lines, "corruption_accuracy", corruption="noise")
     assert of(lines, "corruption_accuracy", corruption="noise", best_of=2) == {None: max(noise.values())}
     assert not of(lines, "mean_corruption_error", best_of=2)
+
+
+def test_the_report_has_both_tables(suite):
+    _, store, lines = suite
+    tables = [t for t in measure_tables(bench.report.load(store.root)) if "best_of=2" not in t.notes]
+    plain = next(table for table in tables if table.title == "Accuracy on corrupted test images, digits")
+    assert plain.columns == tuple((name, "accuracy") for name in ("clean", "noise", "blur", "invert"))
+    values = of(lines, "corruption_accuracy", corruption="blur").values()
+    assert plain.rows[0].cells[2].value == pytest.approx(sum(values) / 2)
+    common = next(table for table in tables if table.title.startswith("Accuracy on common corruptions"))
+    assert [title for _, title in common.columns] == ["accuracy"] * 2 + ["mean error", "mean error minus clean error"]
+    assert [group for group, _ in common.columns[:2]] == ["rotate", "contrast"]
+    severities = next(table for table in tables if table.title == "Measures of corruption, digits")
+    assert len(severities.columns) == 4

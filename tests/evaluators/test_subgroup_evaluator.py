@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,10 +15,12 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import accuracy_score
 
 import bench.data
+import bench.report
 import bench.suite
 from bench.api import NetSpec, TaskSpec
 from bench.errors import UserError
 from bench.registry import ARTIFACTS, EVALUATORS
+from bench.report.measures import measure_tables
 from bench.run import Store, run_plan
 from bench.task import LiveTask
 from evaluators.groups import Groups, GroupsParams, of_features, of_pixels
@@ -264,3 +268,19 @@ def test_a_suite_shares_networks_and_groups(tmp_path):
         groups = [r for r in lines if (r["seed"], r["replicate"]) == key and r["metric"] == "group_accuracy"]
         assert [r["tags"]["images"] for r in groups] == [50, 50]
         assert sum(r["value"] for r in groups) / 2 == pytest.approx(clean[key])
+    titled = {table.title: table for table in measure_tables(bench.report.load(tmp_path / "out"))}
+    table = titled["Accuracy by groups of test images, debug"]
+    worst, gap = table.columns.index(("given", "worst")), table.columns.index(("pixels", "gap"))
+    assert table.columns[:2] == (("", "accuracy"), ("", "worst class"))
+    assert table.rows[0].cells[worst].value <= table.rows[0].cells[0].value
+    assert table.rows[0].cells[gap].value >= 0
+    assert table.rows[0].cells[table.columns.index(("pixels", "small groups"))].text == "10"
+    assert len(titled["Measures of subgroup, debug"].columns) == 12  # every group
+
+
+def test_planning_imports_nothing_heavy():
+    code = (
+        "import sys, evaluators.subgroup, evaluators.corruption, evaluators.groups;"
+        "assert not {'torch', 'numpy', 'sklearn', 'PIL'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
