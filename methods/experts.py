@@ -10,7 +10,7 @@ depend on how long the experts are trained after them: a smaller `epochs` saves 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import bench.api
 from bench.api import Artifact, Need, param
@@ -62,6 +62,7 @@ class Experts(Artifact):
             augment=task.spec.augment,
         )
         images, labels = training_images(task, p.images, "expert images")
+        exposure = self.exposure(task, len(images))
         size = nets.parameter_count(task.spec.network, info.shape, info.classes)
         snapshots = torch.empty(p.experts, p.epochs + 1, size)  # filled in place: the buffer is the largest thing here
         losses = []
@@ -75,9 +76,13 @@ class Experts(Artifact):
                 rows[:, epoch] = flat(handle.params)
                 task.report(before * p.epochs + epoch * len(rows), p.experts * p.epochs, "epochs of experts")
 
-            handle = train(task.spec.network, images, labels, recipe, rngs, info=info, on_epoch=keep)
+            handle = train(task.spec.network, images, labels, recipe, rngs, info=info, on_epoch=keep, **exposure)
             losses.append(handle.curves["loss"].float().cpu())
         return {"snapshots": snapshots, "loss": torch.cat(losses)}
+
+    def exposure(self, task: Task, size: int) -> dict[str, Any]:
+        """Return what else the training of `size` images is given: nothing here."""
+        return {}
 
 
 def training_images(task: Task, per_class: int | None, stream: str) -> tuple[Tensor, Tensor]:

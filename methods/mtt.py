@@ -197,14 +197,9 @@ class MTT(Parametrised):
         return start, goal
 
     def _chunk(self) -> Tensor:
-        """Return the images of the next student step; a pass over the set is cut so that the short rest comes first."""
-        n = len(self.set.labels)
-        size = min(self.params.batch_syn or n, n)
-        if not len(self.left):
-            rng = self.task.rng("chunks")
-            self.left = torch.randperm(n, generator=rng, device=rng.device)
-        cut = (len(self.left) - 1) // size * size
-        self.left, chunk = self.left[:cut], self.left[cut:]
+        """Return the images of the next student step."""
+        rng = self.task.rng("chunks")
+        self.left, chunk = next_chunk(self.left, len(self.set.labels), self.params.batch_syn, rng)
         return chunk
 
     def _draw(self, chunk: Tensor) -> Draw:
@@ -240,3 +235,15 @@ class MTT(Parametrised):
             self.rate.copy_(state["rate"])
         self.rate_optimiser.load_state_dict(state["rate_optimiser"])
         self.left = state["left"].to(self.task.device)
+
+
+def next_chunk(left: Tensor, n: int, size: int | None, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return what is left of a pass over n images, and the next `size` of them; None: all.
+
+    A pass is cut so that the short rest comes first; after its end the next one is drawn.
+    """
+    size = min(size or n, n)
+    if not len(left):
+        left = torch.randperm(n, generator=rng, device=rng.device)
+    cut = (len(left) - 1) // size * size
+    return left[:cut], left[cut:]
