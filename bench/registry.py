@@ -76,6 +76,8 @@ METHODS = Registry(
         "kip": "methods.kip:KIP",
         "label_solve": "methods.label_solve:LabelSolve",
         "frepo": "methods.frepo:FRePo",
+        "idc": "methods.idc:IDC",
+        "idc_i": "methods.idc:IDCI",
         "isa": "methods.isa:ISA",
         "isa_kip": "methods.isa:ISAKIP",
     },
@@ -105,4 +107,11 @@ ARTIFACTS = Registry(
     },
     "ddbench.artifacts",
 )
-DECODERS = Registry("decoder", {"pixels": "bench.distilled:pixels"}, "ddbench.decoders")
+DECODERS = Registry(
+    "decoder",
+    {
+        "pixels": "bench.distilled:pixels",
+        "multi_formation": "methods.parametrise:decode_multi_formation",
+    },
+    "ddbench.decoders",
+)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from bench.augment import Draw
 
 Classes = Literal["per_class", "joint", "auto"]
-Distance = Literal["ours", "mse", "cos"]
+Distance = Literal["ours", "mse", "cos", "l1", "l1_mean"]
 
 
 # ------------------------------------------------------------------------------------------------ gradient matching
@@ -38,17 +38,19 @@ def match_gradients(
     synthetic: Batch,
     *,
     distance: Distance = "ours",
+    parameters: Sequence[str] | None = None,
     classes: Classes = "auto",
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compare the gradients that real and synthetic images of each group give the network's parameters.
 
+    parameters: names of those that are compared; None for all that the distance counts.
     classes: `per_class` differentiates group by group, `joint` all groups in one pass; equal up to rounding, because
     no group sees another one (normalise with frozen statistics first where the network has BatchNorm). chunk: images
     in one joint pass, None for a good number; it bounds memory.
     Returns the distance of each group, [G], and the derivative of their sum like `synthetic.images`, both detached.
     """
-    names = [name for name, weight in network.named_parameters() if distance != "ours" or weight.dim() > 1]
+    names = parameters or [name for name, w in network.named_parameters() if distance != "ours" or w.dim() > 1]
     joint_real, joint_synthetic = _joint_sides(network, classes, synthetic.images)
     together = [*(real.counts if joint_real else ()), *(synthetic.counts if joint_synthetic else ())]
     groups = _groups_per_pass(together, chunk, real.images) if together else 1
@@ -70,13 +72,19 @@ def gradient_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor], kind:
 
     ours: sum over the rows of all parameters of one minus the cosine of the two rows (Zhao et al. 2021); a
     row holds what enters one output unit, and parameters of one dimension (biases, affine normalisation) do not
-    count. mse: squared distance, cos: one minus cosine, both of all parameters as one vector.
+    count. mse: squared distance, cos: one minus cosine, l1: sum of absolute differences, all of all parameters as one
+    vector. l1_mean: sum over rows of the mean absolute difference (Kim et al. 2022).
     """
     if kind == "ours":
         rows = [(a.flatten(2), b.flatten(2)) for a, b in zip(real, synthetic, strict=True) if a.dim() > 2]
         return torch.stack([(1 - _cosine(a, b)).sum(1) for a, b in rows]).sum(0)
+    if kind == "l1_mean":
+        pairs = zip(real, synthetic, strict=True)
+        return torch.stack([(a - b).abs().flatten(1).sum(1) * a.shape[1] / a[0].numel() for a, b in pairs]).sum(0)
     a = torch.cat([gradient.flatten(1) for gradient in real], 1)
     b = torch.cat([gradient.flatten(1) for gradient in synthetic], 1)
+    if kind == "l1":
+        return (a - b).abs().sum(1)
     return (a - b).square().sum(1) if kind == "mse" else 1 - _cosine(a, b)
 
 

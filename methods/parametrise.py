@@ -4,8 +4,9 @@ One idea: an objective sees images [n, c, h, w], sorted by class, and returns th
 optimiser moves is the business of the parametrisation, which carries the derivative back. So every objective
 (gradient, distribution, trajectory matching) works on every parametrisation.
 
-    Pixels           the images themselves
-    Parametrised     what methods that learn such a set have in common
+    Pixels            the images themselves
+    MultiFormation    small images, a grid of them in every stored one (Kim et al., IDC, ICML 2022)
+    Parametrised      what methods that learn such a set have in common
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from bench.api import Method
+from bench.data import preprocess
 from bench.distilled import make_set
 from bench.errors import UserError
-from bench.lazy import torch
+from bench.lazy import F, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from bench.api import DistilledSet, Task
+    from bench.data import Prepared
 
 
 class Parametrisation(ABC):
@@ -95,6 +98,128 @@ class Pixels(Parametrisation):
         return make_set(task, method, **{"images": self.pixels.clone(), "labels": self.labels, **fields})
 
 
+# ------------------------------------------------------------------------------------------------ multi-formation
+
+
+class MultiFormation(Parametrisation):
+    """Stored images of which each cell of a `factor` x `factor` grid is an image of its own, enlarged to full size.
+
+    Stored are pixels in [0, 1]; `images` preprocesses them. Nothing but `clamp` keeps them there, which a method calls
+    when it likes. init: `mix` puts another training image, shrunk, into every cell; `random` takes whole training
+    images; `noise` draws grey with a deviation of 1/4. choose: those training images are drawn, or the `first` of each
+    class in the order of the data. Factor 1 stores whole images, and `mix` is `random`.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        factor: int,
+        rate: float,
+        momentum: float,
+        init: Literal["mix", "random", "noise"] = "mix",
+        choose: Literal["drawn", "first"] = "drawn",
+    ) -> None:
+        info, per_class, self.factor = task.spec.dataset, budget(task), factor
+        present = task.data.train.present
+        stored = torch.tensor(present, device=task.device).repeat_interleave(per_class)
+        decoded = stored.repeat(factor**2)
+        self.order = decoded.argsort(stable=True)  # the decoder goes cell by cell, here classes stay together
+        self.labels = decoded[self.order]
+        self.counts = (per_class * factor**2,) * len(present)
+        self.forward = task.data.forward
+        if init == "noise":
+            noise = torch.randn((len(stored), *info.shape), generator=task.rng("init"), device=task.device)
+            pixels = (noise / 4 + 0.5).clamp(0, 1)
+        else:
+            cells = factor if init == "mix" else 1
+            real = [_real_pixels(task, c, per_class * cells**2, choose) for c in present]
+            pixels = torch.cat([compose(images, cells) for images in real])
+        self.pixels = pixels.clone().requires_grad_()
+        self.learned = {"pixels": self.pixels}
+        self.optimiser = torch.optim.SGD([self.pixels], lr=rate, momentum=momentum)
+
+    def images(self) -> Tensor:
+        """Return the decoded images, sorted by class, within a class cell by cell."""
+        return self.forward(decode_cells(self.pixels, self.factor))[self.order]
+
+    def clamp(self) -> None:
+        """Bring all pixels back to [0, 1]."""
+        with torch.no_grad():
+            self.pixels.clamp_(0, 1)
+
+    def export(self, task: Task, method: Method, **fields: Any) -> DistilledSet:
+        """Return the set as it stands now: fewer stored images than labels, one label for each decoded image."""
+        header = {"decoder": {"name": "multi_formation", "factor": self.factor}, **fields.pop("header", {})}
+        labels = fields.pop("labels", self.labels)[self.order.argsort()]
+        return make_set(task, method, images=self.pixels.clone(), labels=labels, header=header, **fields)
+
+
+def decode_multi_formation(distilled: DistilledSet, prepared: Prepared | None = None) -> Tensor:
+    """Return the images of the cells, preprocessed: the decoder of what `MultiFormation` stores.
+
+    Raises `UserError` where stored images, labels and factor do not fit together.
+    """
+    header, stored, where = distilled.header, distilled.images, f"set of {distilled.header.method}"
+    factor = header.decoder.get("factor")
+    if type(factor) is not int or factor < 1:
+        raise UserError(f"the factor of its decoder is {factor!r}, not a whole number from 1", where=where)
+    expected = (len(distilled.labels) // factor**2, *header.shape)
+    if stored is None or tuple(stored.shape) != expected or len(distilled.labels) % factor**2:
+        found = "no images" if stored is None else f"images of shape {tuple(stored.shape)}"
+        raise UserError(f"stores {found}, not {expected} for {len(distilled.labels)} labels", where=where)
+    transform = preprocess.from_tensors(header.preprocessing, header.shape, distilled.extra).to(stored.device)
+    return transform.forward(decode_cells(stored, factor))
+
+
+def decode_cells(stored: Tensor, factor: int) -> Tensor:
+    """Cut images [n, c, h, w] into factor x factor cells and enlarge each: [n factor^2, c, h, w], cell by cell.
+
+    Cells are taken row by row, of all images one and the same, then the next. Sides that the factor does not divide are
+    first padded with grey, 0.5, below and on the right.
+    """
+    if factor == 1:
+        return stored
+    height, width = stored.shape[2:]
+    padded = F.pad(stored, (0, -width % factor, 0, -height % factor), value=0.5)
+    tall, wide = padded.shape[2] // factor, padded.shape[3] // factor
+    cells = padded.unfold(2, tall, tall).unfold(3, wide, wide)  # [n, c, row, column, tall, wide]
+    cells = cells.permute(2, 3, 0, 1, 4, 5).flatten(0, 2)
+    return F.interpolate(cells, (height, width), mode="bilinear", align_corners=False)
+
+
+def compose(images: Tensor, factor: int) -> Tensor:
+    """Put images [n factor^2, c, h, w], cell by cell, into the cells of n images, shrunk to the nearest pixels.
+
+    Where the factor does not divide a side, the first cells are a pixel larger: the grid of the released code, which
+    `decode_cells` then does not cut exactly.
+    """
+    rows = []
+    for line in images.split(len(images) // factor):
+        tall = _sides(images.shape[2], factor)[len(rows)]
+        blocks = line.split(len(line) // factor)
+        sides = _sides(images.shape[3], factor)
+        cells = [F.interpolate(block, (tall, wide)) for block, wide in zip(blocks, sides, strict=True)]
+        rows.append(torch.cat(cells, 3))
+    return torch.cat(rows, 2)
+
+
+def _sides(side: int, factor: int) -> list[int]:
+    """Return the sides of the cells along an axis, which make up the whole side."""
+    return [side // factor + (cell < side % factor) for cell in range(factor)]
+
+
+def _real_pixels(task: Task, c: int, count: int, choose: Literal["drawn", "first"]) -> Tensor:
+    """Return `count` different training images of a class as pixels in [0, 1]. `UserError` where it has too few."""
+    train = task.data.train
+    index = train.class_index(c)[:count] if choose == "first" else train.draw_class(c, count, task.rng("init"))
+    check_enough(task, len(index), count)
+    return train.pixels(index)
+
+
+# ------------------------------------------------------------------------------------------------ methods
+
+
 class Parametrised(Method):
     """A method that learns a parametrised set in K+1 outer iterations and keeps nothing else between them.
 
@@ -139,9 +264,14 @@ def real_images(task: Task, per_class: int, rng: torch.Generator) -> Tensor:
     Raises `UserError` where a class has too few.
     """
     pixels, _, counts = task.data.train.sample_classes(per_class, rng)
-    if min(counts) < per_class:
+    check_enough(task, min(counts), per_class)
+    return pixels
+
+
+def check_enough(task: Task, found: int, wanted: int) -> None:
+    """Raise `UserError` where a class has fewer images than a set is to start from."""
+    if found < wanted:
         raise UserError(
-            f"{task.spec.dataset.name} has a class with {min(counts)} images; {per_class} are to be drawn",
+            f"{task.spec.dataset.name} has a class with {found} images; {wanted} are to be drawn",
             hint="lower `ipc`, or start from noise with `init: noise`",
         )
-    return pixels

@@ -44,7 +44,9 @@ class Augment:
     def __init__(self, strategy: str) -> None:
         parsed = parse(strategy)
         self.strategy, self.mode = strategy, parsed.mode
-        self.operations = tuple(FAMILIES[parsed.family][name] for name in parsed.operations)
+        family = FAMILIES[parsed.family]
+        self.operations = tuple(family[name] for name in parsed.operations)
+        self.stages = tuple(tuple(family[name] for name in stage) for stage in parsed.stages)
 
     def __repr__(self) -> str:
         return f"Augment({self.strategy!r})"
@@ -73,16 +75,15 @@ class Augment:
         if len(rngs) not in (1, groups):
             raise ValueError(f"{len(rngs)} generators for {groups} groups")
         each = 1 if shared else shape[0] // groups
-        numbers = [operation.count(tuple(shape[1:])) for operation in self.operations]
-        width = sum(numbers) if self.mode == "all" else max(numbers, default=0)
-        parts, options = groups // len(rngs), len(self.operations)
+        width = sum(_numbers(stage, tuple(shape[1:])) for stage in self.stages)
+        parts, options = groups // len(rngs), max(map(len, self.stages), default=0)
         choices = [self._choose(parts, each if self.mode == "each" else 1, options, g) for g in rngs]
         uniform = [torch.rand(parts, each, width, generator=g, device=g.device) for g in rngs]
         return Draw(groups, shared, torch.cat(choices), torch.cat(uniform))
 
     def _choose(self, groups: int, each: int, options: int, rng: Generator) -> Tensor:
         """Return which of the operations, all equally likely, int64 [groups, each]."""
-        if self.mode == "all" or options < 2:
+        if options < 2:
             return torch.zeros(groups, each, dtype=torch.int64, device=rng.device)
         return torch.randint(options, (groups, each), generator=rng, device=rng.device)
 
@@ -96,25 +97,24 @@ class Augment:
         if not self.operations or not len(images):
             return images
         uniform = _spread(draw.uniform, draw, counts).to(images)
-        if self.mode == "all":
-            for operation in self.operations:
-                images = _run(operation, images, uniform, _fill(operation, images, counts))
-                uniform = uniform[:, operation.count(tuple(images.shape[1:])) :]
-            return images
-        chosen = draw.choice.unique().tolist()
-        if len(chosen) > 1:
-            return self._by_operation(images, uniform, draw, counts)
-        operation = self.operations[chosen[0]]
-        return _run(operation, images, uniform, _fill(operation, images, counts))
+        for stage in self.stages:
+            images = self._stage(stage, images, uniform, draw, counts)
+            uniform = uniform[:, _numbers(stage, tuple(images.shape[1:])) :]
+        return images
 
-    def _by_operation(self, images: Tensor, uniform: Tensor, draw: Draw, counts: list[int]) -> Tensor:
-        """Sort the images by operation, run each operation once, and put the images back."""
+    @staticmethod
+    def _stage(stage: tuple[Operation, ...], images: Tensor, uniform: Tensor, draw: Draw, counts: list[int]) -> Tensor:
+        """Run the chosen operation of a stage on every image, each operation once."""
+        chosen = draw.choice.unique().tolist() if len(stage) > 1 else [0]
+        if len(chosen) == 1:
+            operation = stage[chosen[0]]
+            return _run(operation, images, uniform, _fill(operation, images, counts))
         choice = _spread(draw.choice.unsqueeze(2), draw, counts)[:, 0]
         order = choice.argsort(stable=True)
-        sizes = torch.bincount(choice, minlength=len(self.operations)).tolist()
+        sizes = torch.bincount(choice, minlength=len(stage)).tolist()
         order = order.to(images.device)
         done = []
-        for operation, rows in zip(self.operations, order.split(sizes), strict=True):
+        for operation, rows in zip(stage, order.split(sizes), strict=True):
             if len(rows):
                 fill = _fill(operation, images, counts)
                 done.append(_run(operation, images[rows], uniform[rows], None if fill is None else fill[rows]))
@@ -132,6 +132,11 @@ class Augment:
         if not draw.shared and set(counts) != {draw.uniform.shape[1]}:
             raise ValueError(f"drawn for groups of {draw.uniform.shape[1]} images, applied to groups of {list(counts)}")
         return list(counts)
+
+
+def _numbers(stage: tuple[Operation, ...], shape: tuple[int, ...]) -> int:
+    """Return how many uniform numbers a stage uses per image: those of its neediest operation."""
+    return max(operation.count(shape) for operation in stage)
 
 
 def _spread(values: Tensor, draw: Draw, counts: list[int]) -> Tensor:

@@ -1,7 +1,7 @@
 """Batches for many networks at once: indices [E, b] in, augmented images [E, b, c, h, w] out.
 
 Shuffles and augmentations of network e come from its own generator, in the same order as if it were alone: one
-permutation per epoch (a second one for outliers), then the draws of each batch.
+permutation per epoch (a second one for outliers), then the draws of each batch: augmentation, CutMix.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bench.augment import cutmix
 from bench.lazy import torch
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ class Batches:
     """One set for E networks.
 
     images: float [n, c, h, w]; target: int64 [n] or float [n, K]; outliers: float [m, c, h, w] or None, all on one
-    device. augment: a `bench.augment.Augment`. rngs: E generators.
+    device. augment: a `bench.augment.Augment`. rngs: E generators. mixed: probability of CutMix per batch, which leaves
+    outliers alone and needs float targets.
     """
 
     images: Tensor
@@ -32,6 +34,7 @@ class Batches:
     outliers: Tensor | None
     augment: Augment
     rngs: Sequence[Generator]
+    mixed: float = 0.0
 
     def orders(self, size: int) -> Tensor:
         """Return one shuffle per network, int64 [E, size]."""
@@ -61,4 +64,9 @@ class Batches:
             images = torch.cat([images, self.outliers[outside]], 1)
         flat = images.flatten(0, 1)
         draw = self.augment.draw(flat.shape, self.rngs, groups=len(self.rngs), shared=False)
-        return self.augment.apply(flat, draw).view_as(images), self.target[index]
+        images, target = self.augment.apply(flat, draw).view_as(images), self.target[index]
+        if not self.mixed:
+            return images, target
+        inside, rest = images[:, : index.shape[1]], images[:, index.shape[1] :]
+        inside, target = cutmix.mix(inside, target, cutmix.draw(inside, self.mixed, self.rngs))
+        return torch.cat([inside, rest], 1) if rest.shape[1] else inside, target

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bench.api import DatasetInfo, LabelKind, NetSpec
 from bench.errors import Diverged, UserError
-from bench.lazy import torch
+from bench.lazy import F, torch
 from bench.train import losses, schedule
 from bench.train.batches import Batches
 from bench.train.recipe import Recipe
@@ -119,11 +119,13 @@ def train(
     batch = steps.shape[1] if recipe.use_steps and steps is not None else min(recipe.batch, len(images))
     handle = _fresh(spec, recipe, info, rngs, images, stack, batch)
     loss, target = losses.targets(labels, label_kind, recipe.loss, info.classes, recipe.temperature)
+    if recipe.cutmix and loss == "ce":  # mixed labels are probabilities
+        loss, target = "soft_ce", F.one_hot(target, info.classes).to(images.dtype)
     if target.is_floating_point():
         target = target.to(images.dtype)
     weight = outlier_weight if recipe.outlier_weight == "set" else recipe.outlier_weight
     exposed = outliers if weight and not recipe.use_steps else None
-    data = Batches(images, target, exposed, augment.get(recipe.augment), rngs)
+    data = Batches(images, target, exposed, augment.get(recipe.augment), rngs, recipe.cutmix)
     step = _Step(handle, loss, weight or 0.0, _precision(recipe.precision, images.device))
     if recipe.use_steps:
         _ordered(handle, data, step, recipe, steps, rates, on_epoch)
