@@ -1,7 +1,8 @@
 """Batches for many networks at once: indices [E, b] in, augmented images [E, b, c, h, w] out.
 
 Shuffles and augmentations of network e come from its own generator, in the same order as if it were alone: one
-permutation per epoch (a second one for outliers), then the draws of each batch: augmentation, CutMix.
+permutation per epoch (a second one for outliers), then the draws of each batch: augmentation, CutMix, augmentation of
+the outliers, which are augmented by themselves (TrustDD's code).
 """
 
 from __future__ import annotations
@@ -59,14 +60,15 @@ class Batches:
 
     def gather(self, index: Tensor, outside: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return augmented images [E, b (+ b'), c, h, w], outliers last, and targets [E, b] or [E, b, K]."""
-        images = self.images[index]
+        images, target = self._augmented(self.images[index]), self.target[index]
+        if self.mixed:
+            images, target = cutmix.mix(images, target, cutmix.draw(images, self.mixed, self.rngs))
         if outside is not None and self.outliers is not None:
-            images = torch.cat([images, self.outliers[outside]], 1)
+            images = torch.cat([images, self._augmented(self.outliers[outside])], 1)
+        return images, target
+
+    def _augmented(self, images: Tensor) -> Tensor:
+        """Return images [E, b, c, h, w] under new draws, of the same operations for all images of a network."""
         flat = images.flatten(0, 1)
         draw = self.augment.draw(flat.shape, self.rngs, groups=len(self.rngs), shared=False)
-        images, target = self.augment.apply(flat, draw).view_as(images), self.target[index]
-        if not self.mixed:
-            return images, target
-        inside, rest = images[:, : index.shape[1]], images[:, index.shape[1] :]
-        inside, target = cutmix.mix(inside, target, cutmix.draw(inside, self.mixed, self.rngs))
-        return torch.cat([inside, rest], 1) if rest.shape[1] else inside, target
+        return self.augment.apply(flat, draw).view_as(images)

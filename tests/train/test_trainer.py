@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from plain_training import generators, one_by_one
 
+import bench.augment
 import bench.nets
 from bench.api import NetSpec
 from bench.errors import Diverged, UserError
@@ -163,24 +164,33 @@ def test_learned_rate(info, images, labels):
 
 
 @pytest.mark.parametrize("stack", ["vmap", "loop"])
-def test_outliers_are_trained_to_be_uniform(info, images, labels, stack):
-    outliers = torch.randn(5, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
-    recipe = Recipe(epochs=1, batch=4, schedule="constant", momentum=0.0, weight_decay=0.0)
+@pytest.mark.parametrize("augment", ["none", "dsa:color_crop_cutout_scale_rotate"])
+@pytest.mark.parametrize("count", [5, 11])
+def test_outliers_are_trained_to_be_uniform(info, images, labels, stack, augment, count):
+    """Two loaders side by side, each with a shuffle and augmentations of its own; the shorter one ends an epoch."""
+    rng = torch.Generator().manual_seed(8)
+    outliers = torch.randn(count, 1, 8, 8, dtype=torch.float64, generator=rng)
+    recipe = Recipe(epochs=2, batch=3, schedule="constant", momentum=0.0, weight_decay=0.0, augment=augment)
     handle = train(
         SPEC, images, labels, recipe, generators(0, 1), info=info, outliers=outliers, outlier_weight=0.5, stack=stack
     )
-    uniform = torch.full((5, 3), 1 / 3, dtype=torch.float64)
+    transform, uniform = bench.augment.get(augment), torch.full((count, 3), 1 / 3, dtype=torch.float64)
     for e, seed in enumerate((0, 1)):
         (rng,) = generators(seed)
         network = bench.nets.build(SPEC, info.shape, info.classes)
         bench.nets.initialise(network, rng, SPEC.init)
         network.double()
-        inside, outside = torch.randperm(7, generator=rng).split(4), torch.randperm(5, generator=rng).split(4)
-        for i, o in zip(inside, outside, strict=True):
-            network.zero_grad()
-            loss = F.cross_entropy(network(images[i]), labels[i])
-            (loss + 0.5 * F.cross_entropy(network(outliers[o]), uniform[: len(o)])).backward()
-            torch.optim.SGD(network.parameters(), lr=0.01).step()
+        steps = 0
+        for _ in range(2):
+            orders = [torch.randperm(size, generator=rng).split(3) for size in (7, count)]
+            for i, o in zip(*orders, strict=False):
+                network.zero_grad()
+                loss = F.cross_entropy(network(transform(images[i], rng)), labels[i])
+                exposure = F.cross_entropy(network(transform(outliers[o], rng)), uniform[: len(o)])
+                (loss + 0.5 * exposure).backward()
+                torch.optim.SGD(network.parameters(), lr=0.01).step()
+                steps += 1
+        assert steps == (4 if count == 5 else 6)
         same(handle, e, network)
 
 
