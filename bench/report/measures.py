@@ -174,6 +174,8 @@ def _laid_out(results: Results, evaluator: str, layout: Layout) -> list[Table]:
     for key, here, wanted, unique in _split(results, evaluator, _summaries(measured, layout), ["rest"]):
         columns, by = _columns(here, layout), [_tag(name) for name in layout.rows]
         rows = cost.table_rows(results, here, wanted, [_column(*column) for column in columns], by)
+        if not rows:  # the suite did not ask for these metrics
+            continue
         shown = [layout.metrics[metric] for _, metric in columns]
         lines = [*_made(results, key), *[f"{tag}: {value}" for tag, value in chosen.items()], *key[len(MADE) :]]
         lines += ["mean ± standard deviation; 95 % intervals are in the CSV", *layout.notes]

@@ -139,3 +139,7 @@ def test_a_layout_without_cells_gives_no_table(made):
         maker.states.clear()
 
     assert made(LAYOUT, nothing) == []
+
+
+def test_a_layout_of_metrics_that_nobody_asked_for_gives_no_table(made):
+    assert [t for t in made(Layout("Other", {"unmeasured": METRICS["auroc"]})) if t.title.startswith("Other")] == []
