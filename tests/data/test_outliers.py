@@ -1,5 +1,7 @@
 """The corruptions behind pseudo-outliers: on index images, against Pillow, and by their closed forms."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -66,8 +68,8 @@ def test_pixelate_is_constant_on_the_published_cells():
     edges = [0, 5, 11, 16, 21, 27, 32]
     found = apply("pixelate", COLOUR.double())
     expected = torch.empty_like(found)
-    for top, bottom in zip(edges, edges[1:], strict=False):
-        for left, right in zip(edges, edges[1:], strict=False):
+    for top, bottom in pairwise(edges):
+        for left, right in pairwise(edges):
             cell = slice(None), slice(None), slice(top, bottom), slice(left, right)
             expected[cell] = COLOUR.double()[cell].mean((2, 3), keepdim=True)
     torch.testing.assert_close(found, expected)
@@ -152,8 +154,9 @@ def test_noise_is_normal_and_of_the_image_alone(data):
     pixels = data.train.pixels()
     found = data.to_pixels(Corrupted(data, 7).images("gauss-speckle", torch.arange(40)))
     inner = (found > 0) & (found < 1) & (pixels > 0)
-    noise = (found / pixels - 1)[inner & (pixels < 0.2)]  # clipped below -1, and above 4 at most
-    assert scipy.stats.kstest(noise.numpy(), scipy.stats.truncnorm(-1, np.inf).cdf).pvalue > 0.01
+    noise = (found / pixels - 1)[(pixels > 0) & (pixels < 0.2)].double()  # clipped at -1, and above at 4 or more
+    noise = noise[noise > -0.9]
+    assert scipy.stats.kstest(noise.numpy(), scipy.stats.truncnorm(-0.9, np.inf).cdf).pvalue > 0.01
     ratios = (found / pixels - 1).masked_fill(~inner, 0).flatten(1)
     correlations = torch.corrcoef(ratios) - torch.eye(40)
     assert correlations.abs().max() < 0.15
