@@ -86,10 +86,10 @@ class Corruption(Evaluator):
                 level = self._level(name, task.spec.dataset.shape[1])
                 found.append(("corruption_accuracy", accuracy(name, level), {"corruption": name}))
                 continue
-            each = [accuracy(name, COMMON[name].levels[severity - 1], severity) for severity in self.params.severities]
-            for severity, values in zip(self.params.severities, each, strict=True):
+            each = {s: accuracy(name, COMMON[name].levels[s - 1], s) for s in self.params.severities}
+            for severity, values in each.items():
                 found.append(("severity_accuracy", values, {"corruption": name, "severity": severity}))
-            errors.append(1 - torch.stack(each).mean(0))
+            errors.append(1 - torch.stack(list(each.values())).mean(0))
             found.append(("common_accuracy", 1 - errors[-1], {"corruption": name}))
         if errors:
             error = torch.stack(errors).mean(0)

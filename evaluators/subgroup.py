@@ -100,7 +100,7 @@ class Subgroup(Evaluator):
     def _groupings(self, task: Evaluation) -> Iterator[Grouping]:
         """Yield the groups of every family, then split by class where that is wanted."""
         test, train = task.data.test, task.data.train
-        for family in self.params.families:
+        for family in dict.fromkeys(self.params.families):
             if family != "given":
                 name, keys, seen = "cluster", task.artifact(family)["groups"].to(test.labels.device), None
             elif test.groups is not None:
