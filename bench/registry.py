@@ -90,6 +90,7 @@ EVALUATORS = Registry(
         "cross_arch": "evaluators.cross_arch:CrossArch",
         "cost": "evaluators.cost:Cost",
         "krr": "evaluators.krr:KernelRegression",
+        "continual": "evaluators.continual:Continual",
         "subgroup": "evaluators.subgroup:Subgroup",
         "corruption": "evaluators.corruption:Corruption",
     },

@@ -7,7 +7,7 @@ say so. `argmax` alone would silently give it the share of class 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +31,12 @@ def request(
     snapshot: int | None = None,
     replicates: int | None = None,
     weights: bool = False,
+    sets: Sequence[str] = (),
 ) -> Training:
     """Return the suite's default training with all fields resolved, so that equal requests are equal.
 
     network, replicates: in place of the suite's. snapshot: outer step of an intermediate set. weights: keep them.
+    sets: names of the evaluator's own distillations to train on.
     Raises `UserError` if the network cannot be built for this dataset.
     """
     return Training(
@@ -43,6 +45,7 @@ def request(
         replicates=replicates or spec.replicates,
         snapshot=snapshot,
         weights=weights,
+        sets=tuple(sets),
     )
 
 

@@ -105,6 +105,21 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
             notes=("mean error: over the corruptions of this table, not divided by that of a reference network",),
         ),
     ),
+    "continual": (
+        Layout(
+            "Class-incremental learning",
+            {
+                "continual_accuracy": Shown("accuracy", "high"),
+                "average_accuracy": Shown("average", "high"),
+                "forgetting": Shown("forgetting", "low"),
+            },
+            columns="classes",
+            rows={"steps": "steps"},
+            notes=(
+                "columns: accuracy on the classes seen so far; forgetting: that on classes when new minus at the end",
+            ),
+        ),
+    ),
 }
 """Evaluator -> its tables."""
 
