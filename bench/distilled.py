@@ -35,6 +35,8 @@ METADATA = "ddbench"
 FIELDS = ("images", "labels", "indices", "steps", "rates", "outliers")
 INTEGERS = ("indices", "steps")
 EXTRA = "extra/"
+LATENT = "latent/"
+"""Beginning of the names, in `DistilledSet.extra`, of what the images were decoded from; nobody trains on it."""
 
 # ------------------------------------------------------------------------------------ making a set
 
@@ -103,19 +105,22 @@ def budget(distilled: DistilledSet) -> dict[str, int]:
     stored: floats that must be kept: images (also those a selection only points at), outliers, float labels, rates,
     a learned rate and decoder tensors, but not what the preprocessing of the dataset needs. decoded: floats of the
     images a network trains on, outliers included. raw: floats of IPC real images per class (of as many images as
-    there are labels where no IPC is set).
+    there are labels where no IPC is set). latent: floats of the latents that come along, if any; they are not stored
+    in place of images.
     """
     header, pixels = distilled.header, math.prod(distilled.header.shape)
     decoded = len(distilled.labels) * pixels
     outliers = 0 if distilled.outliers is None else distilled.outliers.numel()
-    pieces = [tensor for name, tensor in distilled.extra.items() if not name.startswith(PREPROCESSING)]
+    latent = sum(tensor.numel() for name, tensor in distilled.extra.items() if name.startswith(LATENT))
+    pieces = [tensor for name, tensor in distilled.extra.items() if not name.startswith((PREPROCESSING, LATENT))]
     pieces += [distilled.labels] if header.label_kind != "hard" else []
     pieces += [tensor for tensor in (distilled.images, distilled.rates) if tensor is not None]
     stored = sum(tensor.numel() for tensor in pieces) + outliers + (header.learned_rate is not None)
     if distilled.images is None and distilled.indices is not None:
         stored += decoded
     raw = _raw_floats(header.shape, header.classes, header.ipc)
-    return {"stored": stored, "decoded": decoded + outliers, "raw": decoded if raw is None else raw}
+    counts = {"stored": stored, "decoded": decoded + outliers, "raw": decoded if raw is None else raw}
+    return counts | ({"latent": latent} if latent else {})
 
 
 def _raw_floats(shape: tuple[int, ...], classes: int, ipc: int | None) -> int | None:
