@@ -313,8 +313,8 @@ def _within(numbers: Tensor, limit: int) -> bool:
 # ------------------------------------------------------------------------------------ use
 
 
-def merge(sets: Sequence[DistilledSet], prepared: Prepared) -> DistilledSet:
-    """Return the union of sets of one method as a set of plain images, in the order given.
+def merge(sets: Sequence[DistilledSet], images: Sequence[Tensor]) -> DistilledSet:
+    """Return the union of sets of one method as a set of plain images, in the order given. images: decoded.
 
     A learned rate becomes the mean of theirs; ordered steps are dropped, since one order of all of them is not
     defined. Raises `UserError` where their labels are not of one kind.
@@ -330,7 +330,7 @@ def merge(sets: Sequence[DistilledSet], prepared: Prepared) -> DistilledSet:
     )
     return DistilledSet(
         header,
-        torch.cat([decode(one, prepared) for one in sets]),
+        torch.cat(list(images)),
         torch.cat([one.labels for one in sets]),
         outliers=torch.cat(outliers) if outliers else None,
         extra={name: tensor for name, tensor in first.extra.items() if name.startswith(PREPROCESSING)},

@@ -94,6 +94,8 @@ EVALUATORS = Registry(
         "cost": "evaluators.cost:Cost",
         "krr": "evaluators.krr:KernelRegression",
         "continual": "evaluators.continual:Continual",
+        "membership": "evaluators.membership:Membership",
+        "lira": "evaluators.membership:LiRA",
         "subgroup": "evaluators.subgroup:Subgroup",
         "corruption": "evaluators.corruption:Corruption",
     },

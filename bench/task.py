@@ -152,10 +152,19 @@ class LiveTask:
             return bench.distilled.load(self.inputs[f"set {name}"] / "set.safetensors", device=self.device)
         union = [folder for key, folder in self.inputs.items() if key.startswith("union ")]
         if union:
-            files = [folder / "set.safetensors" for folder in union]
-            return bench.distilled.merge([bench.distilled.load(file, device=self.device) for file in files], self.data)
+            sets = [bench.distilled.load(folder / "set.safetensors", device=self.device) for folder in union]
+            return bench.distilled.merge(sets, [bench.distilled.decode(one, self._data_of(one)) for one in sets])
         name = "set.safetensors" if self._snapshot is None else f"set@{self._snapshot}.safetensors"
         return bench.distilled.load(self.inputs["distilled"] / name, device=self.device)
+
+    def _data_of(self, distilled: DistilledSet) -> bench.data.Prepared | None:
+        """Return the data that a set points at, which may be a view of the task's; None where it has its images."""
+        if distilled.images is not None:
+            return None
+        name = distilled.header.dataset
+        if name == self.spec.dataset.name:
+            return self.data
+        return bench.data.prepare(bench.data.load(name), self.spec.preprocessing, self.device)
 
     @cached_property
     def eval_spec(self) -> EvalSpec:

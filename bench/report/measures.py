@@ -105,6 +105,47 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
             notes=("mean error: over the corruptions of this table, not divided by that of a reference network",),
         ),
     ),
+    "membership": (
+        Layout(
+            "Membership inference, AUC of the attack",
+            {"mia_auc": Shown("AUC", "low"), "mia_auc_null": Shown("deviation of a guess")},
+            columns="attack",
+            missing="skipped",
+            notes=("0.5 is a guess; members: training images, others: test images",),
+        ),
+        Layout(
+            "Membership inference, members found at a low rate of false alarms",
+            {"mia_tpr": Shown("found", "low")},
+            name="tpr",
+            columns="attack",
+            rows={"rate": "false alarms"},
+        ),
+        Layout(
+            "Accuracy on members and others",
+            {"member_accuracy": Shown("members"), "other_accuracy": Shown("others", "high")},
+            name="accuracy",
+        ),
+    ),
+    "lira": (
+        Layout(
+            "Membership inference by LiRA",
+            {"lira_auc": Shown("AUC", "low"), "lira_balanced_accuracy": Shown("balanced accuracy", "low")},
+            columns="attack",
+            missing="skipped",
+            notes=("0.5 is a guess; threshold: one for all images",),
+        ),
+        Layout(
+            "LiRA, members found at a low rate of false alarms",
+            {
+                "lira_tpr": Shown("found", "low"),
+                "lira_tpr_low": Shown("95 % low"),
+                "lira_tpr_high": Shown("95 % high"),
+            },
+            name="tpr",
+            columns="attack",
+            rows={"rate": "false alarms"},
+        ),
+    ),
     "continual": (
         Layout(
             "Class-incremental learning",
