@@ -49,6 +49,7 @@ class Entry:
 
 CONDENSATION = "Zhao et al., Dataset Condensation with Gradient Matching (ICLR 2021), released code"
 IMAGENET_TERMS = "ImageNet terms of access: non-commercial research and education"
+OUTLIERS = "300K_random_images.npy"
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CIFAR100 = ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))
 
@@ -269,6 +270,21 @@ _BUILT_IN = [
         ),
         layouts=(Layout("CUB_200_2011", ("CUB_200_2011/images", *_cub_lists()), "bench.data.formats:cub200"),),
         download="bench.data.formats:download_cub200",
+    ),
+    Entry(
+        _info(
+            "300k",
+            "300K Random Images, 32x32, without labels: outliers to train on (the last 10,000 are the test images)",
+            "https://github.com/hendrycks/outlier-exposure (Hendrycks et al. 2019), out of 80 Million Tiny Images",
+            "no licence stated; the set it was taken from has been withdrawn",
+            1,
+            (3, 32, 32),
+            (290000, 10000),
+            ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+            constants_source="not measured: outliers take the constants of the images that they stand beside",
+        ),
+        layouts=(Layout(OUTLIERS, (OUTLIERS,), "bench.data.formats:random_images"),),
+        remedy=f"put {OUTLIERS} there, which the readme of Outlier Exposure points to; or take outliers from elsewhere",
     ),
 ]
 

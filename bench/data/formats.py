@@ -48,6 +48,18 @@ def svhn(root: Path, entry: Entry) -> Arrays:
     return Arrays(train, test, tuple("0123456789"))
 
 
+def random_images(root: Path, entry: Entry) -> Arrays:
+    """Read 300K_random_images.npy, uint8 [n, 32, 32, 3]; the last images are the test half."""
+    path = root / entry.layouts[0].place
+    try:
+        images = channels_first(np.load(path, allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"not a readable array: {error}", where=str(path)) from error
+    parts = images[: -entry.info.test_size], images[-entry.info.test_size :]
+    train, test = (Split(part, np.zeros(len(part), np.int64)) for part in parts)
+    return Arrays(train, test, ("unlabelled",))
+
+
 def _halves(name: str, root: Path, entry: Entry) -> Arrays:
     train, test = (_torchvision(name, root, train=train) for train in (True, False))
     splits = [Split(channels_first(half.data), np.asarray(half.targets, dtype=np.int64)) for half in (train, test)]

@@ -8,7 +8,7 @@ from bench.data.catalogue import Entry
 from bench.errors import MissingData, UserError
 
 WITHOUT_HASH = {
-    *("fashion_mnist", "svhn", "cifar100", "tiny_imagenet", "cub200", "imagenette2", "imagewoof2"),
+    *("fashion_mnist", "svhn", "cifar100", "tiny_imagenet", "cub200", "imagenette2", "imagewoof2", "300k"),
     *imagenet.SUBSETS,
 }
 

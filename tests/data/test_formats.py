@@ -129,6 +129,17 @@ def test_cub200_uses_the_authors_split(root, small, picture):
     assert as_set(dataset.test.images[:, 0, 0, 0], dataset.test.labels) == as_set(np.uint8([1, 2]), [0, 1])
 
 
+def test_random_images_have_no_labels(root, small):
+    x = pixels(9, 32, 32, 3)
+    np.save(root / "300K_random_images.npy", x)
+    dataset = bench.data.load(small("300k", 6, 3))
+    holds(dataset.train, x[:6].transpose(0, 3, 1, 2), [0] * 6)
+    holds(dataset.test, x[6:].transpose(0, 3, 1, 2), [0] * 3)
+    (root / "300K_random_images.npy").write_bytes(b"no array")
+    with pytest.raises(UserError, match=r"300K_random_images\.npy: not a readable array"):
+        bench.data.load("300k")
+
+
 @pytest.mark.parametrize("place", ["imagenet", "imagefruit"])
 def test_imagenet_subset_takes_its_classes_in_the_papers_order(root, picture, place):
     wnids = imagenet.SUBSETS["imagefruit"].wnids
