@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bench.api import Task
+    from bench.augment import Draw
 
 CODE = "VICO-UoE/DatasetCondensation at 53f63a6"
 FAMILIES = ("mnist", "fashion_mnist", "svhn", "cifar10", "cifar100")
@@ -146,20 +147,24 @@ class DC(Parametrised):
                 freeze_statistics(self.model, images, p.statistics)
             self.real_images += len(images)
         with task.phase("data"):
-            real, draw = sample_real(task, p.batch_real)
+            real, draw = self.draw_real()
         self.real_images += len(real.labels)
         with task.phase("set"):
             images = task.augment.apply(self.set.images(), draw)
+            self.matched = real, Batch(images, self.set.labels, self.set.counts)
             losses, derivative = match_gradients(
                 self.model,
-                real,
-                Batch(images, self.set.labels, self.set.counts),
+                *self.matched,
                 distance=p.distance,
                 classes=p.classes,
                 chunk=p.chunk,
             )
             self.set.update(images, derivative)
         return losses.sum()
+
+    def draw_real(self) -> tuple[Batch, Draw]:
+        """Return the augmented real images to match, and the augmentation of each class."""
+        return sample_real(self.task, self.params.batch_real)
 
     def update_network(self) -> None:
         """Train the network for `inner_loop` epochs on the images as they are now, each batch augmented by itself."""

@@ -245,12 +245,17 @@ def freeze_statistics(network: nn.Module, images: Tensor, kind: Literal["batch",
 
 
 def sample_real(task: Task, count: int) -> tuple[Batch, Draw]:
-    """Draw at most `count` real images of each class and one augmentation per class.
+    """Draw at most `count` real images of each class and one augmentation per class, see `siamese`."""
+    return siamese(task, task.data.train.sample_classes(count, task.rng("real")))
+
+
+def siamese(task: Task, real: Batch) -> tuple[Batch, Draw]:
+    """Draw one augmentation per class and apply it to real images sorted by class.
 
     Returns the augmented images and the draw, which applied to synthetic images gives each class the same operation
     with the same value (siamese augmentation, Zhao and Bilen 2021).
     """
-    images, labels, counts = task.data.train.sample_classes(count, task.rng("real"))
+    images, labels, counts = real
     shape = (len(counts), *images.shape[1:])
     draw = task.augment.draw(shape, task.rng("augment"), groups=len(counts), shared=True)
     return Batch(task.augment.apply(images, draw, counts=counts), labels, counts), draw
