@@ -65,6 +65,31 @@ class Layout:
 
 
 LAYOUTS: dict[str, tuple[Layout, ...]] = {
+    "ood": (
+        Layout(
+            "OOD detection by one score",
+            {
+                "auroc": Shown("AUROC", "high"),
+                "fpr95_ood_pos": Shown("FPR95", "low"),
+                "fpr95_ood_pos_nearest": Shown("FPR95, nearest", "low"),
+            },
+            columns="ood",
+            means="group",
+            noun="sets",
+            only={"score": ("msp",)},
+            missing="skipped",
+            notes=("FPR95: test images flagged at the threshold that finds 95 % of the OOD images",),
+        ),
+        Layout(
+            "AUROC of OOD detection by score",
+            {"auroc": Shown("AUROC", "high")},
+            name="scores",
+            columns="ood",
+            means="group",
+            noun="sets",
+            rows={"score": "score", "fit": "fitted on"},
+        ),
+    ),
     "subgroup": (
         Layout(
             "Accuracy by groups of test images",
@@ -190,7 +215,7 @@ def plain_tables(results: Results) -> list[Table]:
             rows = cost.table_rows(results, here, wanted, shown_columns)
             lines = [*_made(results, key), "mean ± standard deviation"]
             lines += [f"{len(columns)} columns: see the CSV"] if len(columns) > MANY else []
-            name = "_".join([evaluator, "measures", *(text for text in key[: 1 if unique else None] if text)])
+            name = file_name(evaluator, "measures", *key[: 1 if unique else None])
             heads = tuple(("", column) for column in shown_columns)
             title = f"Measures of {evaluator}, {key[0]}"
             tables.append(Table(name, title, tuple(lines), ("method", "IPC"), heads, rows, cost.tidy(here, wanted)))
