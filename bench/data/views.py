@@ -217,3 +217,9 @@ def parse(name: str) -> View | None:
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{first['loc'][0]} in {name!r}: {first['msg']}") from None
+
+
+def base(name: str) -> str:
+    """Return the name of the dataset that a view is one of, however many views there are on each other."""
+    view = parse(name)
+    return base(view.base) if view else name

@@ -119,6 +119,12 @@ def observe(results: Results) -> Observed:
     return Observed(numbers.drop_duplicates(place), memory[memory["ipc"].notna()])
 
 
+def tables(results: Results) -> list[Table]:
+    """Return the claims as a table, or none where the run says nothing about any of them."""
+    verdicts = evaluate(results)
+    return [table(results, verdicts)] if any(found.verdict != UNKNOWN for found in verdicts) else []
+
+
 def table(results: Results, verdicts: list[Verdict]) -> Table:
     """Return the claims as a table: statement, verdict, how many comparisons, the numbers."""
     rows, tidy = [], []

@@ -34,7 +34,7 @@ def write(out: Path, reference: Path | None, stamp: str, *, pictures: bool = Tru
         ),
         "Cost": cost.cost_tables(run),
         "Further measures": measures.measure_tables(run),
-        "Claims": [claims.table(run, claims.evaluate(run))],
+        "Claims": claims.tables(run),
     }
     _clear(out / "tables", ("csv", "md", "tex"))
     for one in (one for tables in groups.values() for one in tables):

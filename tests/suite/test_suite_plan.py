@@ -168,6 +168,13 @@ def test_an_evaluator_has_further_sets_and_networks_trained_on_their_union(write
         assert "sets" not in evaluate.config["trainings"][0]
 
 
+def test_views_of_data_that_is_not_there_are_left_out_with_it(write, monkeypatch, tmp_path):
+    monkeypatch.setenv("DDBENCH_DATA", str(tmp_path))
+    plan = write.plan(changed("[digits]", "[digits, fashion_mnist]").replace("[score]", "[steps]"), skip_missing=True)
+    assert {cell.coords["dataset"] for cell in plan.skipped} == {"fashion_mnist"}
+    assert {cell.skip for cell in plan.skipped} == {"no data"}
+
+
 def test_a_training_on_a_set_that_nobody_distils_is_an_error(write):
     with pytest.raises(UserError, match="the set 'nowhere', which is not among its distillations"):
         write.plan(changed("[score]", "[stray]"))
@@ -259,6 +266,22 @@ def test_data_that_is_not_there(write, monkeypatch, tmp_path):
     assert write.plan(text, only="dataset=digits").skipped == []
     assert "cifar10" not in write.error(text, only="dataset=digits|mnist,evaluator=score")
     assert write.error(text, only="dataset=mnist,evaluator=score").startswith("suite.yaml:3: grid.datasets[1]")
+
+
+def test_methods_that_need_other_data(write, monkeypatch, tmp_path):
+    monkeypatch.setenv("DDBENCH_DATA", str(tmp_path / "nothing"))
+    text = changed("[fake]", "[fake, abroad]")
+    message = write.error(text)
+    assert message.startswith("suite.yaml:4: grid.methods[1]: dataset 'cifar10' is not on this machine")
+    assert "ddbench data get cifar10" in message
+    plan = write.plan(text, skip_missing=True)
+    assert {cell.key for cell in plan.cells} == {cell.key for cell in write.plan().cells}
+    assert [(cell.coords["method"], cell.skip) for cell in plan.skipped] == [("abroad", "no data")] * 4
+    assert write.plan(text, only="method=fake").skipped == []
+    with pytest.raises(MissingData):
+        write.plan(text, only="method=abroad")
+    both = write.plan(text.replace("[digits]", "[digits, mnist]"), skip_missing=True)
+    assert Counter(cell.coords["dataset"] for cell in both.skipped) == {"digits": 4, "mnist": 8}
 
 
 def test_mistakes_show_without_the_data(write, monkeypatch, tmp_path):
