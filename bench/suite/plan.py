@@ -17,7 +17,7 @@ from bench.suite.cells import Cell, Cells, coordinates, place
 from bench.suite.keys import key
 from bench.suite.load import Suite
 from bench.suite.problems import Problems
-from bench.suite.resolve import skip_reason
+from bench.suite.resolve import Variant, skip_reason
 
 NO_DATA = "no data"
 """Reason of cells whose dataset is not on this machine."""
@@ -35,7 +35,8 @@ class Plan:
 def plan(suite: Suite, only: str | None = None, *, skip_missing: bool = False) -> Plan:
     """Return the cells of a suite, or the part that `only` selects together with what it builds on.
 
-    skip_missing: datasets that are not on this machine give skipped cells with the reason `no data`.
+    skip_missing: datasets that are not on this machine, and methods that need another one which is not, give skipped
+    cells with the reason `no data`.
     Raises `UserError` (`MissingData` for data that is not there), or `SuiteErrors` holding several.
     """
     selection = None if only is None else selections.parse(only)
@@ -48,22 +49,29 @@ def plan(suite: Suite, only: str | None = None, *, skip_missing: bool = False) -
     skipped = [
         _skip({**one.coordinates, "seed": seed}, one.reason) for one in suite.left for seed in suite.spec.grid.all_seeds
     ]
+    lacking: dict[str, tuple[Variant, MissingData]] = {}
     for variant in suite.variants:
+        lacks = _lacks(variant)
         for seed in suite.spec.grid.all_seeds:
             coords = coordinates(variant, seed)
-            reason = NO_DATA if coords["dataset"] in missing else skip_reason(suite.spec, coords)
+            reason = NO_DATA if lacks or coords["dataset"] in missing else skip_reason(suite.spec, coords)
             chosen = [evaluator for evaluator in suite.evaluators if evaluator.where.matches(coords)]
             if reason is None:
                 cells.add_variant(variant, seed, chosen)
                 continue
             skipped.append(_skip(coords, reason))
-            if reason == NO_DATA:  # planned all the same, for the mistakes that it shows
+            if lacks:
+                lacking[skipped[-1].key] = variant, lacks
+            elif reason == NO_DATA:  # planned all the same, for the mistakes that it shows
                 rehearsal.add_variant(variant, seed, chosen)
     result = Plan(suite, list(cells.by_key.values()), skipped)
     if selection is not None:
         result = select(result, selection)
     if not skip_missing:
-        for name in dict.fromkeys(cell.coords["dataset"] for cell in result.skipped if cell.skip == NO_DATA):
+        without = [cell for cell in result.skipped if cell.skip == NO_DATA]
+        for variant, error in (lacking[cell.key] for cell in without if cell.key in lacking):
+            found.add(variant.path, error.what, error.hint, MissingData)
+        for name in dict.fromkeys(cell.coords["dataset"] for cell in without if cell.coords["dataset"] in missing):
             index = suite.spec.grid.datasets.index(name)
             found.add(("grid", "datasets", index), missing[name].what, missing[name].hint, MissingData)
     found.raise_all()
@@ -107,6 +115,19 @@ def _fingerprints(suite: Suite, found: Problems) -> tuple[dict[str, str], dict[s
             found.add(("grid", "datasets", index), error.what, error.hint)
             there[name] = "damaged"
     return there, missing
+
+
+def _lacks(variant: Variant) -> MissingData | None:
+    """Return what is said of a dataset that a method needs besides its own, if it is not on this machine."""
+    try:
+        for need in variant.kind.needs(variant.params, variant.task).values():
+            if "dataset" in need.task:
+                bench.data.require(need.task["dataset"].name)
+    except MissingData as error:
+        return error
+    except Exception:  # a mistake or a defect is told of when the method is planned
+        return None
+    return None
 
 
 def _skip(coords: Mapping[str, Any], reason: str) -> Cell:

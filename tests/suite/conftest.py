@@ -15,6 +15,7 @@ FAKES = {
     METHODS: {
         "fake": "Fake",
         "chosen": "Chosen",
+        "abroad": "Abroad",
         "everything": "Everything",
         "broken": "Broken",
         "needs_endless": "NeedsEndless",

@@ -45,6 +45,16 @@ class Chosen(Fake):
         return {"features": Need("features", {"epochs": 3}, {"ipc": None, "augment": "none"})}
 
 
+class Abroad(Fake):
+    """Needs an artifact of a dataset of its own."""
+
+    @classmethod
+    def needs(cls, params, spec):
+        import bench.data
+
+        return {"features": Need("features", {}, {"ipc": None, "dataset": bench.data.info("cifar10")})}
+
+
 class Everything(Fake):
     """Does not depend on the IPC."""
 
