@@ -4,6 +4,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import operations_by_hand as brute
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +15,8 @@ from bench.errors import UserError
 
 FULL = "dsa:color_crop_cutout_flip_scale_rotate"
 STRATEGIES = [FULL, "dsa-m:color_crop_rotate", "crop_flip", "dc:crop_scale_rotate", "dc:crop_noise",
-              "frepo:flip_color_crop_rotate_translate_cutout", "dsa:rotate", "none"]  # fmt: skip
+              "frepo:flip_color_crop_rotate_translate_cutout", "dsa:rotate", "idc:flip_color_crop_scale_rotate_cutout",
+              "idc:color_crop_cutout", "none"]  # fmt: skip
 RGB, GREY = SimpleNamespace(flip=True, family="cifar10"), SimpleNamespace(flip=False, family="mnist")
 
 
@@ -35,7 +37,7 @@ def one_group(draw, index):
 
 
 @given(
-    strategy=st.sampled_from([FULL, "dsa-m:scale_flip_crop", "crop_flip"]),
+    strategy=st.sampled_from([FULL, "dsa-m:scale_flip_crop", "crop_flip", "idc:color_crop_scale_rotate_cutout"]),
     sizes=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     seed=st.integers(0, 1000),
 )
@@ -171,6 +173,31 @@ def test_modes():
     assert torch.equal(crop_flip(images, rng(2)), written_out(images, rng(2)))
 
 
+def test_idc_is_flip_color_one_of_the_rest_and_cutout():
+    """Written out image by image: a choice for each batch, numbers for each image, in whatever order they are named."""
+    augment, images = get("idc:cutout_rotate_scale_color_crop_flip"), batch(8)
+    seen = set()
+    for seed in range(12):
+        draw = augment.draw(images.shape, rng(seed), groups=2)
+        assert draw.uniform.shape == (2, 4, 1 + 3 + 2 + 2)
+        expected = []
+        for index, image in enumerate(images):
+            group = index // 4
+            u = draw.uniform[group, index % 4].double()
+            choice = ("rotate", "scale", "crop")[int(draw.choice[group, 0])]  # as listed
+            seen.add(choice)
+            image = brute.DSA["color"](brute.DSA["flip"](image, u), u[1:])
+            expected.append(brute.DSA["cutout"](brute.DSA[choice](image, u[4:]), u[6:]))
+        torch.testing.assert_close(augment.apply(images, draw), torch.stack(expected), rtol=1e-6, atol=1e-6)
+    assert seen == {"rotate", "scale", "crop"}
+
+
+def test_idc_without_a_choice_is_all_in_turn():
+    images = batch(6)
+    for listed in ("color_crop_cutout", "flip_color", "color_crop"):
+        assert torch.equal(get(f"idc:{listed}")(images, rng(3)), get(f"dsa-m:{listed}")(images, rng(3)))
+
+
 def test_draws_must_fit():
     augment = get(FULL)
     each, shared = augment.draw((6, 3, 8, 8), rng(), groups=2), augment.draw((2, 3, 8, 8), rng(), groups=2, shared=True)
@@ -204,6 +231,8 @@ def test_names_become_explicit_without_torch():
         ("dsa-m", FULL.replace("dsa", "dsa-m"), "dsa-m:color_crop_cutout_scale_rotate"),
         ("dc", "none", "dc:crop_scale_rotate"),
         ("frepo", "frepo:flip_color_crop_rotate_translate_cutout", "frepo:color_crop_rotate_translate_cutout"),
+        ("idc", "idc:flip_color_crop_scale_rotate", "idc:color_crop_scale_rotate"),
+        ("idc-match", "idc:color_crop_cutout", "idc:color_crop"),
         ("none", "none", "none"),
         ("None", "none", "none"),
         ("crop_flip", "crop_flip", "crop_flip"),

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from bench.errors import UserError
 from bench.train.recipe import RECIPES, Recipe, label, resolve
+from bench.train.schedule import factor
 
 
 def test_named_recipes_of_the_family():
@@ -17,6 +18,11 @@ def test_named_recipes_of_the_family():
     assert RECIPES["dsa"] == RECIPES["dm"] == review
     assert RECIPES["dc"].passes == 301
     assert RECIPES["mtt"].lr == "learned"
+    idc = RECIPES["idc"]
+    assert (idc.batch, idc.epochs, idc.lr, idc.momentum, idc.weight_decay) == (64, 1000, 0.01, 0.9, 5e-4)
+    assert (idc.schedule, idc.gamma, idc.augment, idc.cutmix) == ("step", 0.2, "idc", 0.5)
+    rates = [factor(idc, epoch, 1) for epoch in range(1000)]
+    assert rates == [1.0] * 666 + [0.2] * 167 + [0.2**2] * 167
 
 
 def test_fields_come_from_the_base():

@@ -12,6 +12,7 @@ import bench.nets
 from bench.api import NetSpec
 from bench.errors import Diverged, UserError
 from bench.train import predict, train
+from bench.train.batches import Batches
 from bench.train.recipe import Recipe, resolve
 from bench.train.trainer import choose_stack
 
@@ -82,9 +83,63 @@ def test_float_labels(info, images, kind, reference):
         same(handle, e, network)
 
 
+def cut_and_mixed(images, labels, probability, rng):
+    """CutMix of one batch, with plain numbers; returns the images, the other labels and their weight."""
+    used, lam, row, column = torch.rand(4, generator=rng).tolist()
+    other = torch.randperm(len(images), generator=rng)
+    half = int(8 * math.sqrt(1 - lam)) // 2 if used < probability else 0
+    top, bottom = max(int(8 * row) - half, 0), min(int(8 * row) + half, 8)
+    left, right = max(int(8 * column) - half, 0), min(int(8 * column) + half, 8)
+    mixed = images.clone()
+    mixed[..., top:bottom, left:right] = images[other][..., top:bottom, left:right]
+    return mixed, labels[other], (bottom - top) * (right - left) / 64
+
+
+@pytest.mark.parametrize("stack", ["vmap", "loop"])
+def test_cutmix_is_the_weighted_loss_of_both_labels(info, images, labels, stack):
+    recipe = Recipe(epochs=6, batch=3, schedule="step", milestones=(2 / 3, 5 / 6), gamma=0.2, augment="idc", cutmix=0.6)
+    handle = train(SPEC, images, labels, recipe, generators(*SEEDS), info=info, stack=stack)
+    transform = bench.augment.get("idc:color_crop_scale_rotate")
+    for e, seed in enumerate(SEEDS):
+        rng = torch.Generator().manual_seed(seed)
+        network = bench.nets.build(SPEC, info.shape, info.classes)
+        bench.nets.initialise(network, rng, SPEC.init)
+        network = network.double()
+        optimiser = sgd(network.parameters(), 0.01)
+        scheduler = torch.optim.lr_scheduler.MultiStepLR(optimiser, [4, 5], 0.2)
+        for _ in range(6):
+            for index in torch.randperm(7, generator=rng).split(3):
+                x, other, share = cut_and_mixed(transform(images[index], rng), labels[index], 0.6, rng)
+                optimiser.zero_grad()
+                logits = network(x)
+                own, foreign = F.cross_entropy(logits, labels[index]), F.cross_entropy(logits, other)
+                ((1 - share) * own + share * foreign).backward()
+                optimiser.step()
+            scheduler.step()
+        same(handle, e, network)
+
+
+def test_cutmix_mixes_float_labels_and_leaves_outliers_alone(info, images):
+    soft = torch.softmax(torch.randn(7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), 1)
+    recipe = Recipe(epochs=2, schedule="constant", batch=4, cutmix=1.0)
+    outliers = torch.full((4, 1, 8, 8), 7.0, dtype=torch.float64)
+    data = Batches(images, soft, outliers, bench.augment.get("none"), generators(3, 4), recipe.cutmix)
+    index, outside = next(data.epoch(4))
+    found, target = data.gather(index, outside)
+    assert torch.equal(found[:, 4:], outliers.expand(2, -1, -1, -1, -1))
+    assert not (found[:, :4] == 7).any()
+    torch.testing.assert_close(target.sum(2), torch.ones(2, 4, dtype=torch.float64))
+    assert not torch.equal(target, soft[index])
+    handle = train(
+        SPEC, images, soft, recipe, generators(3), info=info, label_kind="probabilities", outliers=outliers,
+        outlier_weight=0.5,
+    )  # fmt: skip
+    assert bool(handle.finite().all())
+
+
 @pytest.mark.parametrize("stack", ["vmap", "loop"])
 def test_a_network_depends_on_its_own_generator_only(info, images, labels, stack):
-    recipe = Recipe(epochs=3, batch=3, augment="dsa:color_scale_rotate")
+    recipe = Recipe(epochs=3, batch=3, augment="dsa:color_scale_rotate", cutmix=0.5)
     together = train(SPEC, images, labels, recipe, generators(*SEEDS), info=info, stack=stack)
     for e, seed in enumerate(SEEDS):
         alone = train(SPEC, images, labels, recipe, generators(seed), info=info, stack=stack)
