@@ -56,7 +56,7 @@ class Generator(Artifact):
         epochs: int = param(30, "passes over the training images", unit="epochs", ge=1)
         batch: int = param(64, "images per step", unit="images", ge=1)
         lr: float = param(2e-3, "first rate of Adam, which falls to 0 along a cosine", gt=0)
-        kl: float = param(0.3, "weight of the KL divergence", ge=0)
+        kl: float = param(0.1, "weight of the KL divergence", ge=0)
         width: int = param(32, "channels at full resolution, twice as many at each smaller one", ge=1)
         largest: int = param(128, "most channels", ge=1)
 
