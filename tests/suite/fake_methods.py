@@ -29,10 +29,10 @@ class Fake(Method):
         return self.params.iterations
 
     def start(self, task):
-        raise NotImplementedError
+        raise AssertionError("only planned here")
 
     def export(self):
-        raise NotImplementedError
+        raise AssertionError("only planned here")
 
 
 class Chosen(Fake):
@@ -74,7 +74,7 @@ class Features(Artifact):
     title = "features"
 
     def build(self, task):
-        raise NotImplementedError
+        raise AssertionError("only planned here")
 
 
 class Endless(Features):
@@ -94,7 +94,7 @@ class Networks(Artifact):
     title = "networks"
 
     def build(self, task):
-        raise NotImplementedError
+        raise AssertionError("only planned here")
 
 
 class Score(Evaluator):
@@ -108,7 +108,7 @@ class Score(Evaluator):
         return [Training(spec.network, spec.recipe, spec.replicates)]
 
     def evaluate(self, task):
-        raise NotImplementedError
+        raise AssertionError("only planned here")
 
 
 class Pair(Score):
