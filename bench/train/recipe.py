@@ -18,7 +18,7 @@ from bench.errors import UserError, nearest
 DURATIONS = ("epochs", "steps", "use_steps")
 """The three ways to say how long to train; naming one replaces whatever the base recipe says of it."""
 
-LATER = {"cutmix": 0.0}
+LATER = {"cutmix": 0.0, "average": None}
 """Fields that came after the first results, with the value that says what was done before: it is not written down, so
 that the keys of those results stay what they are."""
 
@@ -39,8 +39,11 @@ class Recipe(Params):
     steps: int | None = param(None, "length in optimiser steps instead of epochs", unit="steps", ge=1)
     use_steps: bool = param(False, "run exactly the ordered steps and rates stored with the set (DD)")
     batch: int = param(256, "batch size, at most the size of the set", unit="images", source="DC, released code", ge=1)
-    schedule: Literal["half_reset", "constant", "cosine", "warmup_cosine", "step"] = param(
-        "half_reset", "course of the rate; half_reset: a tenth and a new optimiser after epoch E//2+1", source="DC code"
+    schedule: Literal["half_reset", "constant", "cosine", "warmup_cosine", "half_warmup", "step"] = param(
+        "half_reset",
+        "course of the rate; half_reset: a tenth and a new optimiser after epoch E//2+1; half_warmup: rising until "
+        "epoch E//2, then down a cosine, the same within an epoch (GLaD)",
+        source="DC code",
     )
     warmup: int = param(0, "steps of linear warm-up from 0 (warmup_cosine)", unit="steps", ge=0)
     final: float = param(0.0, "last rate of a cosine as a fraction of the first", ge=0, le=1)
@@ -49,6 +52,14 @@ class Recipe(Params):
     augment: str = param("none", "augmentation of every training batch: none, dsa, crop_flip, or explicit")
     cutmix: float = param(
         0.0, "probability that a batch is mixed by CutMix, after the augmentation", source="Kim et al., IDC", ge=0, le=1
+    )
+    average: float | None = param(
+        None,
+        "test a running average of the weights, updated after every epoch: the mean of the epochs so far, until an "
+        "epoch's part in it would be less than one minus this",
+        source="GLaD, released code",
+        gt=0,
+        lt=1,
     )
     loss: Literal["auto", "ce", "soft_ce", "mse", "l1"] = param(
         "auto", "auto by the labels: hard ce, probabilities soft_ce, centred mse (half squared error), logits l1"
@@ -70,6 +81,8 @@ class Recipe(Params):
             raise ValueError("give exactly one of epochs, steps and use_steps")
         if self.schedule == "half_reset" and self.epochs is None and not self.use_steps:
             raise ValueError("the schedule half_reset needs epochs")
+        if (self.schedule == "half_warmup" or self.average) and self.epochs is None:
+            raise ValueError("the schedule half_warmup and the average of weights need epochs")
         if self.epochs_augmented is not None and self.epochs is None:
             raise ValueError("epochs_augmented needs epochs")
         if list(self.milestones) != sorted(self.milestones) or not all(0 < m < 1 for m in self.milestones):
@@ -112,6 +125,8 @@ RECIPES: dict[str, Recipe] = {
     "idc": Recipe(
         epochs=1000, batch=64, schedule="step", milestones=(0.666, 0.833), gamma=0.2, augment="idc", cutmix=0.5
     ),
+    # GLaD, whose VGG11 has a tenth of this rate.
+    "glad": Recipe(lr=1e-3, epochs=1000, schedule="half_warmup", augment="dsa", average=0.995),
     # DD: plain gradient descent over the stored steps at the stored rates.
     "dd": Recipe(use_steps=True, lr="learned", momentum=0.0, weight_decay=0.0, schedule="constant"),
     # FRePo, released evaluation script, for 100 images; for other sizes the method says how many steps.

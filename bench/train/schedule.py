@@ -11,6 +11,9 @@ import math
 
 from bench.train.recipe import Recipe
 
+FIRST = 1e-7
+"""What `half_warmup` starts from."""
+
 
 def total_steps(recipe: Recipe, per_epoch: int) -> int:
     """Return the number of optimiser steps of the whole training; `per_epoch` batches make one epoch."""
@@ -34,6 +37,11 @@ def factor(recipe: Recipe, step: int, per_epoch: int) -> float:
         unit = per_epoch if recipe.epochs is not None else 1
         length = recipe.epochs or recipe.steps or 0
         return recipe.gamma ** sum(step >= math.ceil(m * length) * unit for m in recipe.milestones)
+    if recipe.schedule == "half_warmup":
+        epoch, half = step // per_epoch, (recipe.epochs or 0) // 2
+        if epoch <= half:
+            return FIRST + (1 - FIRST) * epoch / max(1, half)
+        return (1 + math.cos(math.pi * (epoch - half - 1) / max(1, half))) / 2
     if recipe.schedule in ("cosine", "warmup_cosine"):
         warmup = recipe.warmup if recipe.schedule == "warmup_cosine" else 0
         if step < warmup:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from bench.api import DatasetInfo, LabelKind, NetSpec
@@ -263,6 +263,7 @@ def _epochs(
     epochs = handle.epochs = math.ceil(total / per_epoch)
     every = math.ceil(epochs / POINTS)
     curve, stretch = _Curve(handle), []
+    average = _Average(handle, recipe.average) if recipe.average else None
     optimiser, done = _optimiser(handle, recipe, base), 0
     for epoch in range(1, epochs + 1):
         for index, outside in data.epoch(recipe.batch):
@@ -277,8 +278,12 @@ def _epochs(
         if epoch % every == 0 or epoch == epochs:
             curve.add(epoch, stretch)
             stretch = []
+        if average:
+            average.add(epoch)
         if on_epoch:
-            on_epoch(epoch, handle)
+            on_epoch(epoch, average.handle if average else handle)
+    if average:
+        handle.params = average.handle.params
 
 
 def _ordered(
@@ -302,6 +307,21 @@ def _ordered(
     _Curve(handle).add(1, found)
     if on_epoch:
         on_epoch(1, handle)
+
+
+class _Average:
+    """Networks whose weights are the running average of those in training, epoch by epoch; buffers are the last."""
+
+    def __init__(self, training: Handle, decay: float) -> None:
+        self.training, self.decay = training, decay
+        self.handle = replace(training, params={k: torch.zeros_like(v) for k, v in training.params.items()})
+
+    def add(self, epoch: int) -> None:
+        """Take in the weights after this epoch, counted from 1: the mean of all so far, while that is young."""
+        share = 1 - min(self.decay, 1 - 1 / epoch)
+        for name, average in self.handle.params.items():
+            average.lerp_(self.training.params[name].detach(), share)
+        self.handle = replace(self.training, params=self.handle.params)
 
 
 class _Curve:

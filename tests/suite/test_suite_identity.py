@@ -26,7 +26,7 @@ IN_KEY = {
     Recipe: {
         "optimiser", "lr", "momentum", "weight_decay", "epochs", "steps", "use_steps", "batch", "schedule", "warmup",
         "final", "milestones", "gamma", "augment", "loss", "temperature", "outlier_weight", "init", "precision",
-        "select", "evaluations", "epochs_augmented", "cutmix",
+        "select", "evaluations", "epochs_augmented", "cutmix", "average",
     },
 }  # fmt: skip
 """What a result depends on: every field of these is part of a key."""
@@ -94,11 +94,11 @@ def test_every_field_of_a_task_changes_the_key(field, value):
 
 @pytest.mark.parametrize("field", sorted(IN_KEY[Recipe]))
 def test_every_field_of_a_recipe_is_in_the_request(field):
-    assert field in Recipe(epochs=1, cutmix=0.5).model_dump(mode="json")
+    assert field in Recipe(epochs=1, cutmix=0.5, average=0.9).model_dump(mode="json")
 
 
 def test_a_field_that_came_later_is_in_the_request_only_where_it_changes_what_is_done():
-    assert "cutmix" not in Recipe(epochs=1, cutmix=0.0).model_dump(mode="json")
+    assert not {"cutmix", "average"} & Recipe(epochs=1, cutmix=0.0, average=None).model_dump(mode="json").keys()
     assert Recipe.model_validate(Recipe(epochs=1, cutmix=0.5).model_dump()).cutmix == 0.5
 
 

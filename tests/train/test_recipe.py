@@ -21,6 +21,9 @@ def test_named_recipes_of_the_family():
     idc = RECIPES["idc"]
     assert (idc.batch, idc.epochs, idc.lr, idc.momentum, idc.weight_decay) == (64, 1000, 0.01, 0.9, 5e-4)
     assert (idc.schedule, idc.gamma, idc.augment, idc.cutmix) == ("step", 0.2, "idc", 0.5)
+    glad = RECIPES["glad"]
+    assert (glad.batch, glad.epochs, glad.lr, glad.momentum, glad.weight_decay) == (256, 1000, 1e-3, 0.9, 5e-4)
+    assert (glad.schedule, glad.average, glad.augment) == ("half_warmup", 0.995, "dsa")
     rates = [factor(idc, epoch, 1) for epoch in range(1000)]
     assert rates == [1.0] * 666 + [0.2] * 167 + [0.2**2] * 167
 
@@ -61,6 +64,7 @@ def test_resolved_fields_survive_json(name):
         ({"epochs": "3"}, "epochs"),
         ({"epochs": 3, "steps": 3}, "exactly one"),
         ({"steps": 3}, "half_reset needs epochs"),
+        ({"base": "glad", "steps": 3}, "half_warmup and the average of weights need epochs"),
         ({"steps": 3, "schedule": "constant", "epochs_augmented": 3}, "epochs_augmented needs epochs"),
         ({"schedule": "step", "milestones": [0.9, 0.1]}, "milestones"),
         ({"optimiser": "lbfgs"}, "optimiser"),

@@ -57,3 +57,20 @@ def test_constant_and_lengths():
     assert factors(Recipe(epochs=2, schedule="constant"), per_epoch=3) == [1.0] * 6
     assert total_steps(Recipe(steps=5, schedule="constant"), per_epoch=3) == 5
     assert reset_step(Recipe(epochs=2, schedule="constant"), 3) is None
+
+
+def test_half_warmup_has_the_rates_of_glad():
+    recipe = Recipe(epochs=1000, lr=1e-3, schedule="half_warmup")
+    rates = [1e-3 * factor(recipe, epoch, 1) for epoch in range(1000)]
+    known = {0: 1e-10, 10: 2e-5, 250: 5e-4, 500: 1e-3, 501: 1e-3, 750: 5.03e-4, 999: 3.95e-8}
+    assert {epoch: rates[epoch] for epoch in known} == {e: pytest.approx(rate, rel=1e-3) for e, rate in known.items()}
+    assert max(rates) == rates[500]
+    assert rates[:501] == sorted(rates[:501])
+    assert rates[501:] == sorted(rates[501:], reverse=True)
+
+
+def test_half_warmup_is_constant_within_an_epoch():
+    recipe = Recipe(epochs=6, schedule="half_warmup")
+    assert factors(recipe, per_epoch=3) == [rate for rate in factors(recipe) for _ in range(3)]
+    for epochs in (1, 2, 3):
+        assert all(0 < rate <= 1 for rate in factors(Recipe(epochs=epochs, schedule="half_warmup")))

@@ -83,6 +83,35 @@ def test_float_labels(info, images, kind, reference):
         same(handle, e, network)
 
 
+@pytest.mark.parametrize("stack", ["vmap", "loop"])
+@pytest.mark.parametrize("decay", [0.995, 0.6])
+def test_the_average_is_that_of_the_weights_after_each_epoch(info, images, labels, decay, stack):
+    """The mean of all epochs so far; from the epoch on whose share would be below 1 - decay, a moving average."""
+    spec = SPEC.model_copy(update={"norm": "bn"})
+    recipe = Recipe(epochs=6, batch=4, lr=0.05, schedule="half_warmup")
+    after, seen = [], []
+
+    def keep(rows):
+        return lambda epoch, handle: rows.append({k: v.detach().clone() for k, v in handle.params.items()})
+
+    plain = train(spec, images, labels, recipe, generators(*SEEDS), info=info, stack=stack, on_epoch=keep(after))
+    recipe = recipe.model_copy(update={"average": decay})
+    handle = train(spec, images, labels, recipe, generators(*SEEDS), info=info, stack=stack, on_epoch=keep(seen))
+    for name, found in handle.params.items():
+        expected = after[0][name]
+        for t, weights in enumerate(after):  # the released code: decay_t = min(decay, 1 - 1 / (1 + t))
+            rate = min(decay, 1 - 1 / (1 + t))
+            expected = rate * expected + (1 - rate) * weights[name]
+            torch.testing.assert_close(seen[t][name], expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        if decay == 0.995:
+            mean = torch.stack([weights[name] for weights in after]).mean(0)
+            torch.testing.assert_close(found, mean, rtol=1e-12, atol=1e-12)
+        assert not found.requires_grad
+    assert (handle.params["head.weight"] - plain.params["head.weight"]).abs().max() > 1e-3
+    assert all(torch.equal(handle.buffers[name], value) for name, value in plain.buffers.items())
+
+
 def cut_and_mixed(images, labels, probability, rng):
     """CutMix of one batch, with plain numbers; returns the images, the other labels and their weight."""
     used, lam, row, column = torch.rand(4, generator=rng).tolist()
