@@ -5,11 +5,15 @@ OpenOOD v1.5 (Zhang et al., 2023): the InD test images against one OOD set at a 
 at 95 % recall. Conventions of the metrics are in `evaluators.ood_metrics`, the scores in `evaluators.scores`.
 
 Sets are called what they are: `near` and `far` as in OpenOOD, `shifted` where the classes are the same (MNIST for the
-8x8 digits), `synthetic` for noise, `other` where nobody has said. Noise is easy for some networks and erratic for
-others: never report it alone, and never call a mean over some far sets that of OpenOOD. Noise is made as pixels, the
-same for every method whatever its preprocessing; `space: normalised` feeds it to the network directly, as Outlier
-Exposure does, and needs the preprocessing `meanstd`. ODIN's step is one of pixels, which for `meanstd` is the published
-one and has a meaning under whitening too.
+8x8 digits), `synthetic` for noise, `seen` where the method itself learned from that dataset (outlier exposure),
+`other` where nobody has said. Noise is easy for some networks and erratic for others: never report it alone, and never
+call a mean over some far sets that of OpenOOD. Noise is made as pixels, the same for every method whatever its
+preprocessing; `space: normalised` feeds it to the network directly, as Outlier Exposure does, and needs the
+preprocessing `meanstd`. ODIN's step is one of pixels, which for `meanstd` is the published one and has a meaning under
+whitening too.
+
+TrustDD tabulates `scores: [msp]` with `ratio: 1` and `threshold: nearest`; it draws other OOD images for every network
+and drops the last incomplete batch, here all networks see the same ones.
 
 A network that diverged tells nothing apart: its score is the same for all images (AUROC 0.5, FPR95 1), tagged
 `diverged=1`. What a score cannot do (Mahalanobis with one image per class) and sets that are not on this machine under
@@ -131,11 +135,14 @@ class OOD(Evaluator):
 
         (training,) = self.trainings(self.params, task.eval_spec)
         handle, named = restore(task.trained(training), task.spec.dataset), how(training, task)
-        chosen = chosen_sets(self.params, task.eval_spec)
-        sets = {one: images for one in chosen if (images := pictures(one, self.params, task)) is not None}
+        learned, sets, lost = task.distilled().header.params, {}, Counter[tuple[str, str, str]]()
+        for one in chosen_sets(self.params, task.eval_spec):
+            if (images := pictures(one, self.params, task)) is None:
+                lost["ood", one.name, "not on this machine"] += 1
+            else:
+                sets[replace(one, group="seen") if outside.is_seen(one.data, learned) else one] = images
         measures = [Measure("ind_images", task.data.test.size, "images")]
         measures += [Measure("ood_images", len(x), "images", tags={"ood": one.name}) for one, x in sets.items()]
-        lost = Counter(("ood", one.name, "not on this machine") for one in chosen if one not in sets)
         for e in range(handle.size):
             found, undefined = self._network(task, handle, e, sets)
             measures += found

@@ -91,9 +91,9 @@ def principal(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def class_means(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean of every class that occurs, [C, d], and of which of them each row is, int64 [n]."""
-    found, own = labels.unique(return_inverse=True)
-    sums = features.new_zeros(len(found), features.shape[1]).index_add(0, own, features)
-    return sums / own.bincount(minlength=len(found))[:, None], own
+    own = labels.unique(return_inverse=True)[1]
+    members = F.one_hot(own).to(features)  # not index_add, whose order of sums is not fixed on every device
+    return (members / members.sum(0)).T @ features, own
 
 
 def distance(means: Tensor, spread: Tensor) -> Callable[[Tensor], Tensor]:

@@ -12,10 +12,11 @@ them as outliers. Images of classes that both datasets have are not taken out, u
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from bench.api import Artifact, DatasetInfo, Need, Params, Task, param
 from bench.data.content import info
+from bench.data.lookup import names
 from bench.errors import UserError
 from bench.facts import NetSpec
 from bench.lazy import F, torch
@@ -91,6 +92,12 @@ def check(outside: str) -> None:
 def is_own(inside: DatasetInfo, outside: str) -> bool:
     """Return whether a set is the dataset itself, or a part of it."""
     return outside not in NOISE and info(outside).family == inside.family
+
+
+def is_seen(outside: str, params: Mapping[str, Any]) -> bool:
+    """Return whether a method with these parameters learned from other images of a set, or of the same family."""
+    named = [value for value in params.values() if isinstance(value, str) and value in names()]
+    return any(is_own(info(name), outside) for name in named)
 
 
 # ---------------------------------------------------------------------------------------------- noise

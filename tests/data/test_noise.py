@@ -67,6 +67,12 @@ def test_a_dataset_is_no_ood_set_of_itself_or_of_a_part():
     assert not outside.is_own(info, "blobs")
 
 
+def test_sets_a_method_learned_from():
+    assert outside.is_seen("tiny_imagenet", {"source": "tiny_imagenet_part", "slice": 5, "init": "real"})
+    assert not outside.is_seen("cifar100", {"source": "tiny_imagenet_part"})
+    assert not outside.is_seen("blobs", {"source": "svhn"})
+
+
 @pytest.mark.parametrize(("count", "n"), [(None, 100), (7, 7), (1000, 100)])
 def test_the_artifact_holds_the_first_test_images(count, n):
     wanted = outside.need("debug", (1, 10, 12), count)

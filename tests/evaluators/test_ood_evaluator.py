@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -282,6 +283,22 @@ def test_tables(results):
     assert by_score.index == ("method", "IPC", "score", "fitted on")
     assert len(by_score.rows) == 2 * len(SCORES) - 2
     assert len(LAYOUTS["ood"]) == 2
+
+
+def test_a_set_the_method_learned_from_is_called_so(results, monkeypatch):
+    """The artifacts and networks of the run again, with a header that names the set as the source of outliers."""
+    plan, found = results
+    cell = next(c for c in plan.cells if c.kind == "evaluate" and c.coords["evaluator"] == "ood")
+    store = Store(found.out)
+    inputs = {name: store.verified(key) for name, key in cell.inputs.items()}
+    task = LiveTask.from_config(cell.config, inputs)
+    made = task.distilled()
+    header = made.header.model_copy(update={"params": {"source": "debug"}})
+    monkeypatch.setattr(task, "distilled", lambda: replace(made, header=header))
+    fields = {**cell.config["params"], "scores": ["msp"]}
+    measures = OOD(OODParams.model_validate_json(json.dumps(fields))).evaluate(task)
+    groups = {m.tags["ood"]: m.tags["group"] for m in measures if m.metric == "auroc"}
+    assert groups == {"uniform": "synthetic", "debug": "seen", "again": "seen"}
 
 
 # ------------------------------------------------------------------------------------ networks that diverged
