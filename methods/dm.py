@@ -85,17 +85,25 @@ class DM(Parametrised):
     def step(self) -> dict[str, float | Tensor]:
         """Do one iteration: a fresh network, one image update. The loss is the mean over classes."""
         task, p = self.task, self.params
-        with task.phase("network"):
-            task.initialise(self.model, task.rng("network"))
+        self.draw_network()
         with task.phase("data"):
             real, draw = sample_real(task, p.batch_real)
         with task.phase("set"):
             images = task.augment.apply(self.set.images(), draw)
             synthetic = Batch(images, self.set.labels, self.set.counts)
-            losses, derivative = match_features(self.model, real, synthetic, classes=p.classes, chunk=p.chunk)
+            losses, derivative = self.match(real, synthetic)
             self.set.update(images, derivative)
         return {
             "loss": losses.mean(),
             "real_images": len(real.labels),
             "synthetic_images": len(self.set.labels),
         }
+
+    def draw_network(self) -> None:
+        """Draw the network of this iteration."""
+        with self.task.phase("network"):
+            self.task.initialise(self.model, self.task.rng("network"))
+
+    def match(self, real: Batch, synthetic: Batch) -> tuple[Tensor, Tensor]:
+        """Return the distance of each class and the derivative of their sum by the synthetic images."""
+        return match_features(self.model, real, synthetic, classes=self.params.classes, chunk=self.params.chunk)
