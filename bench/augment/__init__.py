@@ -1,4 +1,4 @@
-"""Augmentation: DSA, the evaluation augmentations of DC and FRePo, crop and flip, none.
+"""Augmentation: DSA, IDC, the evaluation augmentations of DC and FRePo, crop and flip, none; CutMix beside them.
 
 `resolve` makes a name explicit for a dataset (no torch), `get` returns the `Augment` behind an explicit name, which
 draws its randomness from generators that are handed in and applies it without a loop over images.

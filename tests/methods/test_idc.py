@@ -1,6 +1,8 @@
 """IDC against a plain loop in float64 that steps class by class, closed forms, and the rules of its paper."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -459,6 +461,11 @@ def test_the_native_evaluation_is_the_papers(make_task, family, side, factor, ip
     info = spec.dataset.model_copy(update={"family": family, "shape": (3, side, side)})
     spec = spec.model_copy(update={"dataset": info})
     assert IDC.native_recipe(IDCParams(factor=factor), spec) == {"base": "idc", **changes}
+
+
+def test_planning_needs_no_torch():
+    code = "import sys, methods.idc, bench.train.batches; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 # ------------------------------------------------------------------------------------------------ the result
