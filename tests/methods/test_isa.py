@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from test_frepo import double, features, plain_run
 
+from bench import suite
 from bench.api import NetSpec, TaskSpec
 from bench.data import info
 from bench.registry import METHODS
@@ -275,6 +277,24 @@ def test_names_presets_and_native_evaluation():
               ("tiny_imagenet", 10), ("cifar100", 50)]  # fmt: skip
     assert [steps(ISA, *place) for place in places] == [1000, 2000, 2000, 5000, 4000, 5000, 40000]
     assert [steps(FRePo, *place) for place in places] == [1000, 2000, 20000, 5000, 10000, 40000, 40000]
+
+
+def test_the_suite_trains_on_the_sets_of_both_methods_alike():
+    """The steps are FRePo's at every size, also where the native ones differ."""
+    file = Path(__file__).parents[2] / "suites" / "isa.yaml"
+    steps = {}
+    for preset in suite.load(file).presets:
+        for row in suite.load(file, preset).variants:
+            if row.name in ("frepo", "isa"):
+                place = preset, row.task.dataset.name, row.task.ipc
+                steps.setdefault(place, {})[row.label] = row.recipe["steps"]
+    assert all(len(set(found.values())) == 1 and len(found) >= 3 for found in steps.values())
+    large = ("cifar100", "tiny_imagenet")
+    published = {place[1:]: found["frepo"] for place, found in steps.items() if place[1] in large}
+    assert published == {
+        ("cifar100", 1): 2000, ("cifar100", 10): 10000, ("cifar100", 50): 40000, ("tiny_imagenet", 1): 20000,
+        ("tiny_imagenet", 10): 40000,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("wrong", [{"kappa": 1.5}, {"kappa": -2}, {"law": "gauss"}, {"alpha": 0.0}])
