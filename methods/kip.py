@@ -110,7 +110,9 @@ class KIP(Method):
         """Do one gradient step on a fresh target batch."""
         task, classes = self.task, self.task.spec.dataset.classes
         with task.phase("data"):
-            batch = task.data.train.sample_classes(max(1, self.params.batch // classes), task.rng("targets"))
+            batch = task.data.train.sample_classes(
+                max(1, self.params.batch // len(task.data.train.present)), task.rng("targets")
+            )
             targets = centred(batch.labels, classes, torch.float64)
         with task.phase("set"):
             loss = self._gradient(batch.images.double(), targets)

@@ -65,6 +65,31 @@ class Layout:
 
 
 LAYOUTS: dict[str, tuple[Layout, ...]] = {
+    "ood": (
+        Layout(
+            "OOD detection by one score",
+            {
+                "auroc": Shown("AUROC", "high"),
+                "fpr95_ood_pos": Shown("FPR95", "low"),
+                "fpr95_ood_pos_nearest": Shown("FPR95, nearest", "low"),
+            },
+            columns="ood",
+            means="group",
+            noun="sets",
+            only={"score": ("msp",)},
+            missing="skipped",
+            notes=("FPR95: test images flagged at the threshold that finds 95 % of the OOD images",),
+        ),
+        Layout(
+            "AUROC of OOD detection by score",
+            {"auroc": Shown("AUROC", "high")},
+            name="scores",
+            columns="ood",
+            means="group",
+            noun="sets",
+            rows={"score": "score", "fit": "fitted on"},
+        ),
+    ),
     "subgroup": (
         Layout(
             "Accuracy by groups of test images",
