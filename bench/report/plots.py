@@ -58,6 +58,8 @@ SETTINGS: dict[Any, Any] = {
 }
 GAP = 15.0
 """Distance between two names beside lines, in points."""
+LETTER = 0.0135
+"""Width of a bold letter of a name, as a share of the figure's."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,8 @@ class _Lines:
             heights = [end[1] for end in ends] + (scale * rows["mean"]).tolist()
             room = max(2.0, 0.08 * (max(heights) - min(heights)))
             self.axes.set_ylim(max(0.0, min(heights) - room), min(100.0, max(heights) + room))
+        longest = max((len(label) for _, _, label, _ in ends), default=0)
+        self.axes.set_position((0.09, 0.12, 0.91 - max(0.18, LETTER * (longest + 2)), 0.74))
         _name_lines(self.figure, self.axes, ends)
         return Plot(self.name, self.title, self.figure)
 
