@@ -217,6 +217,7 @@ class _Lines:
             heights = [end[1] for end in ends] + (scale * rows["mean"]).tolist()
             room = max(2.0, 0.08 * (max(heights) - min(heights)))
             self.axes.set_ylim(max(0.0, min(heights) - room), min(100.0, max(heights) + room))
+        self.figure.set_size_inches(8, max(5.0, GAP * (len(ends) + 1) / 72 / 0.74))  # room for all names
         longest = max((len(label) for _, _, label, _ in ends), default=0)
         self.axes.set_position((0.09, 0.12, 0.91 - max(0.18, LETTER * (longest + 2)), 0.74))
         _name_lines(self.figure, self.axes, ends)
