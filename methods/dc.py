@@ -151,7 +151,8 @@ class DC(Parametrised):
         self.real_images += len(real.labels)
         with task.phase("set"):
             images = task.augment.apply(self.set.images(), draw)
-            self.matched = real, Batch(images, self.set.labels, self.set.counts)
+            copied = images.detach().clone()  # the update changes pixels in place
+            self.matched = real, Batch(copied, self.set.labels, self.set.counts)
             losses, derivative = match_gradients(
                 self.model,
                 *self.matched,
