@@ -199,9 +199,13 @@ def draw(network: nn.Module, rng: Generator) -> None:
 
 def to_tensors(prior: Prior) -> dict[str, Tensor]:
     """Return a prior as tensors: `generator/<weight or buffer>`, and `config`, JSON text as bytes."""
-    text = json.dumps(prior.config(), sort_keys=True)
     weights = {WEIGHTS + name: tensor.detach().clone() for name, tensor in prior.state_dict().items()}
-    return {CONFIG: torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8), **weights}
+    return {CONFIG: encode(prior.config()), **weights}
+
+
+def encode(config: Mapping[str, Any]) -> Tensor:
+    """Return JSON values as text, as bytes, as a tensor."""
+    return torch.frombuffer(bytearray(json.dumps(config, sort_keys=True).encode()), dtype=torch.uint8)
 
 
 def from_tensors(tensors: Mapping[str, Tensor]) -> Prior:
@@ -223,8 +227,11 @@ def from_tensors(tensors: Mapping[str, Tensor]) -> Prior:
 
 def _build(config: dict[str, Any]) -> Prior:
     kind = config.pop("kind")
-    if kind != "small":
-        raise ValueError(f"unknown kind {kind!r}")
-    config["shape"] = tuple(config["shape"])
     with torch.device("meta"):
-        return SmallPrior(**config)
+        if kind == "small":
+            return SmallPrior(tuple(config.pop("shape")), **config)
+        if kind == "stylegan_xl":
+            from bench.nets.stylegan import StyleGANXL
+
+            return StyleGANXL(**config)
+    raise ValueError(f"unknown kind {kind!r}")

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-VERBS = ["run", "plan", "status", "report", "show", "list", "describe", "validate", "doctor", "gc", "data"]
+VERBS = [
+    "run", "plan", "status", "report", "show", "list", "describe", "validate", "doctor", "gc", "data",
+    "convert-generator",
+]  # fmt: skip
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "pandas", "scipy", "matplotlib", "sklearn")
 TINY = {
