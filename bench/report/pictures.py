@@ -1,12 +1,15 @@
 """Pictures of distilled sets: one row per class, the first images of each class, as grey or colour pixels.
 
+Outliers of a set stand below its images, after a gap.
+
 The only part of the report that needs torch and the data: decoding a set may mean to undo a whitening. A picture is
 kept under the key of its cell, so that a second report draws only what is new. What cannot be drawn says why.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from bench.errors import UserError
+from bench.lazy import torch
 from bench.report.results import Results, rows_of
 
 if TYPE_CHECKING:
@@ -61,7 +65,6 @@ def draw(distilled: DistilledSet, path: Path, columns: int = COLUMNS, classes: i
     Classes are those of the hard labels, or the likeliest of soft ones. Raises `UserError` where the set cannot be
     decoded: the data it points at or its decoder are not here.
     """
-    import torch
     from PIL import Image
 
     from bench.run.atomic import atomic_write
@@ -69,13 +72,12 @@ def draw(distilled: DistilledSet, path: Path, columns: int = COLUMNS, classes: i
 
     images = to_pixels(distilled)
     labels = distilled.labels if distilled.labels.ndim == 1 else distilled.labels.argmax(1)
-    rows = []
-    for index in range(min(distilled.header.classes, classes)):
-        mine = images[labels == index][:columns]
-        blank = torch.ones(columns - len(mine), *images.shape[1:])
-        rows.append(torch.cat([mine, blank]))
     width = min(columns, max(int((labels == index).sum()) for index in range(distilled.header.classes)))
-    tiles = torch.cat([row[:width] for row in rows])
+    rows = [images[labels == index] for index in range(min(distilled.header.classes, classes))]
+    if distilled.outliers is not None and len(distilled.outliers):
+        outliers = to_pixels(_only_outliers(distilled))
+        rows += [images[:0], *outliers.split(math.ceil(len(outliers) / distilled.header.classes))[:classes]]
+    tiles = torch.cat([_filled(row[:width], width) for row in rows])
     factor = max(1, 24 // tiles.shape[-1])  # small images are enlarged so that pixels stay visible
     tiles = tiles.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     canvas = torchvision().utils.make_grid(tiles, nrow=width, padding=2, pad_value=1.0)
@@ -84,6 +86,24 @@ def draw(distilled: DistilledSet, path: Path, columns: int = COLUMNS, classes: i
     with atomic_write(path) as file:
         picture.save(file, format="PNG", optimize=True)
     return path
+
+
+def _filled(row: Tensor, width: int) -> Tensor:
+    """Return a row of images with white ones after them."""
+    return torch.cat([row, torch.ones(width - len(row), *row.shape[1:])])
+
+
+def _only_outliers(distilled: DistilledSet) -> DistilledSet:
+    """Return a set of the outliers alone, all of one class."""
+    assert distilled.outliers is not None
+    plain = {"decoder": {"name": "pixels"}, "label_kind": "hard"}
+    return replace(
+        distilled,
+        header=distilled.header.model_copy(update=plain),
+        images=distilled.outliers,
+        labels=torch.zeros(len(distilled.outliers), dtype=torch.int64),
+        outliers=None,
+    )
 
 
 def to_pixels(distilled: DistilledSet) -> Tensor:

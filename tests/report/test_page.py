@@ -248,6 +248,22 @@ def test_soft_labels_and_small_grey_images(tmp_path):
     assert [image.getpixel((10, 12 + 26 * label)) for label in range(10)] == [round(255 * k / 9) for k in range(10)]
 
 
+def test_outliers_stand_below_the_images(tmp_path):
+    distilled = coloured(3)
+    distilled.outliers = distilled.images[:20] * 0 + 0.25  # two of each group
+    path = bench.report.picture(distilled, tmp_path / "x.png")
+    image = Image.open(path).convert("RGB")
+    assert image.size == (3 * 34 + 2, 21 * 34 + 2)
+    value = image.getpixel((18, 2 + 34 * 15 + 16))
+    assert [image.getpixel((2 + 34 * column + 16, 2 + 34 * 20 + 16)) for column in range(3)] == [
+        value,
+        value,
+        (255, 255, 255),
+    ]
+    assert image.getpixel((18, 2 + 34 * 10 + 16)) == (255, 255, 255)  # the gap
+    assert value == image.getpixel((18, 2 + 34 * 11 + 16)) != (255, 255, 255)
+
+
 def test_a_picture_of_an_unknown_decoder(tmp_path):
     with pytest.raises(UserError, match="unknown decoder"):
         bench.report.picture(coloured(1, decoder={"name": "none-such"}), tmp_path / "x.png")
