@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import bench.data
-from bench.data import Dataset, Split, prepare
+from bench.data import Dataset, Split, outside, prepare
 from bench.data.outliers import CORRUPTIONS, Corrupted, check
 from bench.errors import UserError
 
@@ -111,6 +111,10 @@ def test_ghost_on_an_index_image():
         assert torch.equal(found[0, :, j], green[:, 5 - j])
     assert torch.equal(found[1], blue)
     assert torch.equal(found[2], red)
+
+
+def test_no_corruption_is_an_unseen_test_set():
+    assert set(CORRUPTIONS) == set(outside.CORRUPTIONS)
 
 
 def test_names_are_checked():
