@@ -15,7 +15,7 @@ from bench.unroll import Flat
 from methods.experts import Experts
 from methods.mtt import MTT
 from methods.outliers import Pseudo
-from methods.trustdd import ExposedExperts, TrustDDPOEMTT
+from methods.trustdd_more import ExposedExperts, TrustDDPOEMTT
 
 KINDS = ("jigsaw", "invert", "pixelate", "gauss-speckle")
 STRATEGY = "dsa:color_crop_cutout_scale_rotate"
