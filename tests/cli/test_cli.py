@@ -49,18 +49,20 @@ def test_help_is_fast_and_imports_nothing_heavy(arguments):
         "try: app()\n"
         f"finally: print('HEAVY', [m for m in {HEAVY!r} if m in sys.modules])"
     )
-    seconds = []
-    for _ in range(5):  # the best of a few: other processes share the cores
-        begin = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", code, *arguments, "--help"], capture_output=True, text=True, cwd=ROOT, timeout=60
-        )
-        seconds.append(time.perf_counter() - begin)
+    libraries = "import typer, rich.console, pydantic"  # what no command line of this kind can do without
+    seconds: dict[str, list[float]] = {libraries: [], code: []}
+    for _ in range(4):  # in turns and the best of a few: other processes share the cores
+        for text, found in seconds.items():
+            begin = time.perf_counter()
+            done = subprocess.run(
+                [sys.executable, "-c", text, *arguments, "--help"], capture_output=True, text=True, cwd=ROOT, timeout=60
+            )
+            found.append(time.perf_counter() - begin)
         assert done.returncode == 0, done.stderr
         assert "HEAVY []" in done.stdout
-        if seconds[-1] < 0.4:
+        if min(seconds[code]) < 2 * min(seconds[libraries]):
             break
-    assert min(seconds) < 0.4
+    assert min(seconds[code]) < 4 * min(seconds[libraries])
 
 
 def test_version():
