@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -32,7 +33,7 @@ SLOPE = 0.2
 """Of the leaky ReLU; times sqrt(2) it keeps the second moment of its input."""
 
 
-class Prior(nn.Module):
+class Prior(nn.Module, ABC):
     """What every generator is to those who learn its latents.
 
     shape: of its images; classes: how many it knows; z_dim: length of the noise; scale: of the last layer's output.
@@ -44,17 +45,17 @@ class Prior(nn.Module):
     layers: nn.ModuleList
     scale: float = 1.0
 
+    @abstractmethod
     def map(self, z: Tensor, classes: Tensor) -> Tensor:
         """Return styles [n, K + 1, w_dim] for noise [n, z_dim] and classes int64 [n]. Row 0 is the input block's."""
-        raise NotImplementedError
 
+    @abstractmethod
     def first(self, style: Tensor) -> Tensor:
         """Return the map that the layers start from, for row 0 of the styles, [n, w_dim]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def config(self) -> dict[str, Any]:
         """Return how to build this network again, as JSON values."""
-        raise NotImplementedError
 
     def to_f(self, styles: Tensor, n: int) -> Tensor:
         """Return the map after the first `n` layers."""
