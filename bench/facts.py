@@ -137,7 +137,7 @@ class Header(BaseModel):
     decoder: dict[str, Any] = Field(default={"name": "pixels"}, description="stored tensors -> images")
     native_recipe: dict[str, Any] | None = Field(None, description="how the paper trains on this set")
     outlier_weight: float | None = Field(None, description="lambda of the outlier-exposure loss (TrustDD)")
-    floats: dict[str, int] = Field(default={}, description="budget: stored, decoded, raw (IPC real images)")
+    floats: dict[str, int] = Field(default={}, description="budget: stored, decoded, raw (IPC real images), latent")
     provenance: dict[str, Any] = {}
 
 

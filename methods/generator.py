@@ -122,7 +122,7 @@ def need(name: str, epochs: int) -> Need:
 def train(task: Task, network: SmallPrior, encoder: Encoder, p: Any) -> None:
     """Train decoder and encoder in place; both end as the running average of their weights."""
     real, order, noise = task.data.train, task.rng("order"), task.rng("noise")
-    weights = [*network.parameters(), *encoder.parameters()]
+    weights: list[Tensor] = [*network.parameters(), *encoder.parameters()]
     averages = [weight.detach().clone() for weight in weights]
     optimiser = torch.optim.Adam(weights, p.lr, betas=(0.9, 0.99))
     total, step = p.epochs * math.ceil(real.size / p.batch), 0

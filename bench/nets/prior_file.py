@@ -7,6 +7,7 @@ planning, becomes part of the key of all that is made with it, and is checked wh
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ HINT = "make it of a StyleGAN-XL checkpoint with `ddbench convert-generator`"
 
 def place(name: str) -> Path:
     """Return where the generator called `name` lies: a path, or a file of the folder `generators` of the data."""
-    return data_root() / "generators" / Path(name).expanduser()
+    return data_root() / "generators" / os.path.expanduser(name)
 
 
 def known_content(path: Path) -> str | None:
@@ -33,9 +34,9 @@ def known_content(path: Path) -> str | None:
     """
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
-        return None
     try:
+        if not path.is_file():
+            return None
         with safe_open(path, framework="np") as file:
             content = (file.metadata() or {}).get(METADATA)
     except (OSError, SafetensorError) as error:

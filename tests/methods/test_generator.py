@@ -102,7 +102,7 @@ def digits_task(seed=0):
     return LiveTask(TaskSpec(dataset=info, ipc=None, network=resolve(JUDGE, info.shape), seed=seed))
 
 
-SHORT = {"epochs": 8, "batch": 32, "width": 16, "largest": 32}
+SHORT = {"epochs": 6, "batch": 32, "width": 16, "largest": 32}
 
 
 @pytest.fixture(scope="module")
@@ -157,15 +157,16 @@ def test_test_images_come_back_better_than_as_the_mean_of_their_class(trained):
 
 def test_the_same_seed_gives_the_same_bytes_and_test_images_have_no_part():
     params = Generator.Params(epochs=1, width=4, largest=8)
-    one, same, other, blind = (digits_task(seed) for seed in (0, 0, 1, 0))
+    one, blind = digits_task(), digits_task()
     test = blind.data.test
     test._pixels = test._pixels.flip(0).roll(3, 3)
-    built = [tensors_of(params, task) for task in (one, same, other, blind)]
-    for name, tensor in built[0].items():
-        assert torch.equal(tensor, built[1][name]), name
-        if name not in ("psnr", "judge"):
-            assert torch.equal(tensor, built[3][name]), name
-    assert not torch.equal(built[0]["generator/constant"], built[2]["generator/constant"])
+    first, second = tensors_of(params, one), tensors_of(params, blind)
+    same = {name for name, tensor in first.items() if torch.equal(tensor, second[name])}
+    assert first.keys() - same == {"psnr", "judge"}
+    drawn = [SmallPrior((1, 8, 8), 10, (8, 4)) for _ in range(2)]
+    for seed, network in enumerate(drawn):
+        draw(network, digits_task(seed).rng("generator"))
+    assert not torch.equal(drawn[0].constant, drawn[1].constant)
 
 
 def tensors_of(params, task):
@@ -227,6 +228,8 @@ def test_other_files_are_refused_while_planning(tmp_path, monkeypatch):
     (tmp_path / "generators").mkdir()
     (tmp_path / "generators" / "text").write_text("no tensors")
     save_file({"x": torch.zeros(1)}, tmp_path / "generators" / "plain")
-    for name in ("text", "plain"):
+    for name in ("text", "plain", "x" * 5000):
         with pytest.raises(UserError, match="not a generator of ddbench"):
             need(name, 30)
+    for name in ("", "~nobody/x", "\0"):
+        assert need(name, 30).params["content"] is None
