@@ -139,7 +139,7 @@ def test_ctrl_c_ends_soon_and_loses_nothing(tmp_path, undisturbed):
     begin = time.monotonic()
     os.killpg(runner.pid, signal.SIGINT)  # as a terminal does: to the runner, its fork server and its workers
     errors = runner.communicate(timeout=30)[1]
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 15  # a second on a machine that has nothing else to do
     assert runner.returncode == 130
     assert errors.endswith("stopped\n")
     assert "Traceback" not in errors
@@ -158,12 +158,12 @@ def test_ctrl_c_while_starting(tmp_path):
     begin = time.monotonic()
     os.killpg(runner.pid, signal.SIGINT)
     errors = runner.communicate(timeout=30)[1]
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 15  # a second on a machine that has nothing else to do
     assert runner.returncode == 130
     assert "Traceback" not in errors
 
 
-@pytest.mark.parametrize(("times", "seconds"), [(1, 5.0), (2, 2.0)])
+@pytest.mark.parametrize(("times", "seconds"), [(1, 15.0), (2, 10.0)])
 def test_ctrl_c_with_a_cell_that_does_not_listen(tmp_path, times, seconds):
     """Such a cell is killed after a moment, and at once on the second Ctrl-C; nobody stays behind."""
     campaign = Campaign(tmp_path)

@@ -288,7 +288,7 @@ def test_the_suite_trains_on_the_sets_of_both_methods_alike():
             if row.name in ("frepo", "isa"):
                 place = preset, row.task.dataset.name, row.task.ipc
                 steps.setdefault(place, {})[row.label] = row.recipe["steps"]
-    assert all(len(set(found.values())) == 1 and len(found) >= 3 for found in steps.values())
+    assert all(len(set(found.values())) == 1 and len(found) >= 2 for found in steps.values())
     large = ("cifar100", "tiny_imagenet")
     published = {place[1:]: found["frepo"] for place, found in steps.items() if place[1] in large}
     assert published == {
