@@ -284,11 +284,13 @@ def heatmaps(results: Results) -> Iterator[Plot]:
 
 
 def _heatmap(values: pd.DataFrame, title: str, subtitle: str) -> Figure:
-    height = 2.1 + 0.42 * len(values)
+    words = textwrap.wrap(f"{subtitle}; test accuracy [%]", 105)
+    height = 1.9 + 0.2 * len(words) + 0.42 * len(values)
     figure = Figure(figsize=(8, height))
-    axes = figure.add_axes((0.17, 0.95 / height, 0.80, 0.42 * len(values) / height))
+    left = max(0.17, LETTER * (max(map(len, values.index)) + 2))
+    axes = figure.add_axes((left, 0.95 / height, 0.97 - left, 0.42 * len(values) / height))
     figure.text(0.03, 1 - 0.32 / height, title, fontsize=14, fontweight="bold")
-    figure.text(0.03, 1 - 0.62 / height, f"{subtitle}; test accuracy [%]", fontsize=11, color="#444444")
+    figure.text(0.03, 1 - 0.45 / height, "\n".join(words), fontsize=10, color="#444444", va="top")
     numbers = 100 * values.to_numpy(dtype=float)
     axes.imshow(numbers, cmap="cividis", aspect="auto")
     axes.grid(visible=False)
