@@ -10,7 +10,7 @@ before each epoch. All else is MTT.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from bench.api import Artifact, DatasetInfo, Need, Preset, TaskSpec, param
 from bench.lazy import torch
@@ -71,9 +71,8 @@ class RobustExperts(Artifact):
         """Train one epoch on images, labels and groups; return the mean loss of its batches, the risk included."""
         images, labels, groups = data
         objective, losses = RiskLoss(self.params, count), []
-        for index in (
-            torch.randperm(len(labels), generator=rng, device=rng.device).to(task.device).split(self.params.batch)
-        ):
+        order = torch.randperm(len(labels), generator=rng, device=rng.device).to(task.device)
+        for index in order.split(self.params.batch):
             loss = objective(network, task.augment(images[index], rng), labels[index], groups[index])
             optimiser.zero_grad()
             loss.backward()
@@ -115,6 +114,6 @@ class RDDMTT(mtt.MTT):
     @classmethod
     def needs(cls, params: Any, spec: TaskSpec) -> Mapping[str, Need]:
         """Ask for the robust experts; all IPC and seeds share them."""
-        plain = cast(Need, super().needs(params, spec)["experts"])
+        plain = super().needs(params, spec)["experts"]
         risk = params.model_dump(include=set(ClusterParams.model_fields))
         return {"experts": Need("robust_experts", {**plain.params, **risk}, plain.task)}
