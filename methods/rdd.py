@@ -19,10 +19,10 @@ feature space, whatever its class. Matching, images and evaluation are the host'
 With one image update per network RDD is its host. `risk: none` trains the network on real images without groups, which
 is also what the released code comes to: its risk has no gradient (`risk: code`).
 
-The risk reaches the images through the network alone, in the code as well as here, and a network that treats rare
-images well has small gradients for them: measured on digits with a rare subgroup, that does not lift the subgroup's
-accuracy. `batches: risk`, an extension of ours, brings the risk into the matching: the real gradient becomes that of
-cross-entropy plus risk, by drawing the images to match with the weights they have in it.
+The risk reaches the images through the network alone, in the code as well as here. Measured on digits with a rare
+subgroup, that does not lift the subgroup's accuracy (`suites/rdd.yaml`), perhaps because a network that treats rare
+images well has small gradients for them. `batches: risk`, an extension of ours, brings the risk into the matching: the
+real gradient becomes that of cross-entropy plus risk, by drawing the images to match with the weights they have in it.
 
 The paper's equations could not be consulted. This follows the released code (Mming11/RobustDatasetDistillation at
 2709295) except that: the risk has its meaning and its gradient; images of the last batches are passed once more for
