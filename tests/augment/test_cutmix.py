@@ -1,5 +1,7 @@
 """CutMix against loops over pixels, and the rules of the paper that uses it."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
