@@ -34,7 +34,7 @@ class APMSlice(Artifact):
 
     def build(self, task: Task) -> Mapping[str, Tensor]:
         """Run the method."""
-        from bench.distil import distil
+        from bench.loop import distil
 
         course = distil(APM(self.params), cast("LiveTask", task), folder=task.folder, report=task.report)
         assert course.distilled.images is not None

@@ -11,7 +11,7 @@ MODULES = (
     "torch._dynamo",  # else imported by the first torch.optim optimiser of every cell
     "sklearn.datasets",
     "bench.task",
-    "bench.distil",
+    "bench.loop",
 )
 
 for module in MODULES:

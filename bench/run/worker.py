@@ -54,11 +54,11 @@ def prepare(work: Work) -> Mapping[str, Any]:
 
 def distil(work: Work) -> Mapping[str, Any]:
     """Run a method, with checkpoints in the work folder."""
-    import bench.distil
+    import bench.loop
     from bench.task import LiveTask
 
     task = LiveTask.from_config(work.config, work.inputs, work.device)
-    return bench.distil.run(work.config, task, work.folder, work.draft, work.report)
+    return bench.loop.run(work.config, task, work.folder, work.draft, work.report)
 
 
 def evaluate(work: Work) -> Mapping[str, Any]:

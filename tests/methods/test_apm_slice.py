@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 import bench.data
 import bench.suite
 from bench.api import NetSpec, TaskSpec
-from bench.distil import distil
 from bench.errors import UserError
+from bench.loop import distil
 from bench.run.job import Stopped
 from bench.task import LiveTask
 from methods.apm import APM, APMParams, merge

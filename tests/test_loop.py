@@ -9,9 +9,9 @@ import torch
 
 import bench.data
 from bench.api import DistilledSet, Header, Method, NetSpec, Params, TaskSpec, param
-from bench.distil import CHECKPOINT, LOG_LINES, distil, run
 from bench.distilled import load, make_header
 from bench.errors import Diverged
+from bench.loop import CHECKPOINT, LOG_LINES, distil, run
 from bench.task import LiveTask, derive_seed
 
 
