@@ -1,7 +1,8 @@
 """Test accuracy of networks trained from scratch on the distilled set: the number every paper reports.
 
 The suite's default network is trained `replicates` times with the suite's default recipe; each network gives one
-number, after the last epoch. Means and intervals are made from these numbers by the report, never here.
+number, after the last epoch. Means and intervals are made from these numbers by the report, never here. What the set
+stores is measured beside it, because some methods keep more numbers per image than others.
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ class AccuracyParams(Params):
 
 
 class Accuracy(Evaluator):
-    """Measure `accuracy` (and `top5_accuracy` for more than ten classes) of every network."""
+    """Measure `accuracy` (and `top5_accuracy` for more than ten classes) of every network, and `storage` of the set.
 
+    storage: floats the set stores over those of as many real images with hard labels as its IPC says.
+    """
+
+    version = 2
     Params = AccuracyParams
     title = "Test accuracy"
     citation = "Wang, Zhu, Torralba, Efros: Dataset Distillation, 2018"
@@ -31,4 +36,6 @@ class Accuracy(Evaluator):
     def evaluate(self, task: Evaluation) -> list[Measure]:
         """Return one measure per network, metric and selection rule."""
         (training,) = self.trainings(self.params, task.eval_spec)
-        return accuracies(task.trained(training), task)
+        floats = task.distilled().header.floats
+        storage = [Measure("storage", floats["stored"] / floats["raw"], "ratio")] if floats.get("raw") else []
+        return [*accuracies(task.trained(training), task), *storage]

@@ -60,8 +60,22 @@ def _accuracy_table(
                 sources[source] = None
     heads = tuple((dataset, "all" if ipc is None else f"IPC {ipc}") for dataset, ipc in columns)
     title = "Accuracy in percent: methods by dataset and images per class (IPC)"
-    lines = (*notes(results, made, grid.frame), *sources)
+    lines = (*notes(results, made, grid.frame), *_storage(results, grid), *sources)
     return Table(name, title, lines, ("method",), heads, bold(rows), grid.tidy())
+
+
+def _storage(results: Results, grid: Grid) -> list[str]:
+    """Return a line that names the methods whose sets store clearly more or less than as many real images."""
+    records = results.records
+    own = records[(records["metric"] == "storage") & records["label"].isin(grid.frame["label"])]
+    ratios = own.groupby("label", sort=False)["value"].agg(["min", "max"])
+    uneven = ratios[(ratios["max"] > 1.005) | (ratios["min"] < 0.995)]
+    texts = [f"{label} {_times(row['min'], row['max'])}" for label, row in uneven.iterrows()]
+    return [f"storage, as a multiple of that of the real images: {', '.join(texts)}"] if texts else []
+
+
+def _times(low: float, high: float) -> str:
+    return f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
 
 
 def _columns(results: Results, grid: Grid) -> list[tuple[str, int | None]]:

@@ -32,6 +32,7 @@ class FakeEvaluation:
     recipe: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, torch.Tensor] = field(default_factory=dict)
     classes: int = 3
+    floats: dict[str, int] = field(default_factory=dict)
     asked: list[Training] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -41,6 +42,9 @@ class FakeEvaluation:
             self.spec, "dm", self.steps, network=NetSpec(width=4), recipe=self.recipe, replicates=2
         )
         self.distillation = Distillation(self.profile, [], self.seconds)
+
+    def distilled(self) -> SimpleNamespace:
+        return SimpleNamespace(header=SimpleNamespace(floats=self.floats))
 
     def trained(self, training: Training) -> Trained:
         self.asked.append(training)

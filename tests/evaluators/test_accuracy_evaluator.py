@@ -46,6 +46,13 @@ def test_one_measure_per_network(evaluation):
     assert all(m.tags == {} for m in found)
 
 
+def test_storage_is_what_the_set_keeps_over_real_images(evaluation):
+    logits, labels = random_logits(classes=3)
+    task = evaluation(labels, {None: logits}, floats={"stored": 300, "decoded": 900, "raw": 200})
+    (storage,) = [m for m in Accuracy(AccuracyParams()).evaluate(task) if m.metric == "storage"]
+    assert (storage.value, storage.unit, storage.network, storage.replicate) == (1.5, "ratio", None, None)
+
+
 def test_top5_for_more_than_ten_classes(evaluation):
     logits, labels = random_logits(classes=12)
     found = Accuracy(AccuracyParams()).evaluate(evaluation(labels, {None: logits}, classes=12))

@@ -67,6 +67,20 @@ def small(out: Path, values: dict[tuple[str, int], list[float]], **maker_options
     return bench.report.load(maker.write(out))
 
 
+def test_a_table_says_who_stores_more_than_real_images(tmp_path):
+    run = small(tmp_path, {("dm", 0): [0.4], ("dm", 1): [0.4], ("poe", 0): [0.5], ("poe", 1): [0.5]})
+    extra = [
+        run.records.iloc[[0]].assign(metric="storage", label=label, method=label, value=value, unit="ratio")
+        for label, value in (("dm", 1.0), ("dm", 1.001), ("poe", 2.0), ("poe", 2.0), ("elsewhere", 3.0))
+    ]
+    more = replace(run, records=pd.concat([run.records, *extra], ignore_index=True), summaries={})
+    (made,) = accuracy.accuracy_tables(more)
+    (note,) = [line for line in made.notes if "storage" in line]
+    assert note == "storage, as a multiple of that of the real images: poe 2.00"
+    (plain,) = accuracy.accuracy_tables(run)
+    assert not any("storage" in line for line in plain.notes)
+
+
 # ------------------------------------------------------------------------------------------------ numbers
 
 
