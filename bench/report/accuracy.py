@@ -47,14 +47,14 @@ def _accuracy_table(
 ) -> Table:
     _, recipe, network, distil_network = made
     columns = _columns(results, grid)
-    others = _others(results, network, distil_network, recipe, review)
+    comparable = others(results, network, distil_network, recipe, review)
     rows: list[Row] = []
     sources: dict[str, None] = {}
     for label in grid.labels(results.labels):
         cells = [grid.cell(label, dataset, ipc) for dataset, ipc in columns]
         rows.append(Row((grid.name(label),), tuple(cells), "bound" if grid.whole(label) else "method"))
-        for title, table, source in others:
-            cells = [_beside(table, grid, (label, dataset, ipc), {"ipc": ipc}) for dataset, ipc in columns]
+        for title, table, source in comparable:
+            cells = [beside(table, grid.values.get((label, dataset, ipc)), {"ipc": ipc}) for dataset, ipc in columns]
             if any(cell.value is not None for cell in cells):
                 rows.append(Row((f"{label}, {title}",), tuple(cells), "published"))
                 sources[source] = None
@@ -104,7 +104,7 @@ def cross_arch_tables(results: Results, review: pd.DataFrame | None = None) -> l
         for label in grid.labels(results.labels):
             rows.append(Row((grid.name(label),), tuple(grid.cell(label, dataset, network) for network in networks)))
             wanted = [{"network": network, "ipc": ipc} for network in networks] if same else []
-            cells = [_beside(review, grid, (label, dataset, only["network"]), only) for only in wanted]
+            cells = [beside(review, grid.values.get((label, dataset, only["network"])), only) for only in wanted]
             if any(cell.value is not None for cell in cells):
                 rows.append(Row((f"{label}, review",), tuple(cells), "published"))
         lines = notes(results, (selection, recipe, "", distil_network), frame)
@@ -119,7 +119,7 @@ def cross_arch_tables(results: Results, review: pd.DataFrame | None = None) -> l
 # ------------------------------------------------------------------------------------------------ published values
 
 
-def _others(
+def others(
     results: Results, network: str, distil_network: str, recipe: str, review: pd.DataFrame | None
 ) -> list[tuple[str, pd.DataFrame, str]]:
     """Return (title, rows, note) of the published numbers made as this table was."""
@@ -135,9 +135,8 @@ def _others(
     return found
 
 
-def _beside(table: pd.DataFrame | None, grid: Grid, key: tuple[str, str, Any], only: dict[str, Any]) -> Cell:
-    """Return the published value of a place where ours used the paper's settings, else an empty cell."""
-    ours = grid.values.get(key)
+def beside(table: pd.DataFrame | None, ours: Any, only: dict[str, Any]) -> Cell:
+    """Return the published value beside one of ours (a summarised row) made with the paper's settings, else none."""
     if table is None or ours is None or ours.settings != "paper":
         return Cell()
     same = (table["method"] == ours.method) & (table["dataset"] == ours.dataset)

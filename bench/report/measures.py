@@ -190,14 +190,37 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
 """Evaluator -> its tables."""
 
 
+@dataclass(frozen=True)
+class Sheet:
+    """A table with where it comes from: its evaluator, its layout (none for a plain one), and what it alone holds.
+
+    notes: those that hold whatever made the networks. rest: the values of tags that split the table, as text.
+    """
+
+    table: Table
+    evaluator: str
+    layout: Layout | None = None
+    notes: tuple[str, ...] = ()
+    rest: str = ""
+
+
 def measure_tables(results: Results) -> list[Table]:
     """Return the tables of all layouts, then one plain table per evaluator, dataset and way of making its networks."""
-    laid = [table for name, layouts in LAYOUTS.items() for one in layouts for table in _laid_out(results, name, one)]
-    return laid + plain_tables(results)
+    return [sheet.table for sheet in sheets(results)]
+
+
+def sheets(results: Results) -> list[Sheet]:
+    """Return the tables of `measure_tables` with where they come from."""
+    laid = [sheet for name, layouts in LAYOUTS.items() for one in layouts for sheet in _laid_out(results, name, one)]
+    return laid + _plain(results)
 
 
 def plain_tables(results: Results) -> list[Table]:
     """Return the plain tables of what nothing else shows."""
+    return [sheet.table for sheet in _plain(results)]
+
+
+def _plain(results: Results) -> list[Sheet]:
     records = results.records
     shown = (records["evaluator"] == "cost") | records["evaluator"].isin(OWN) & (records["metric"] == "accuracy")
     for name, layouts in LAYOUTS.items():
@@ -206,7 +229,7 @@ def plain_tables(results: Results) -> list[Table]:
     rest = records[~shown]
     evaluators = {*rest["evaluator"], *results.plan["evaluator"]} - {*OWN, *LAYOUTS, "cost", ""}
     extra = [name for name in (*OWN, *LAYOUTS) if (rest["evaluator"] == name).any()]
-    tables = []
+    found_sheets = []
     for evaluator in [*extra, *sorted(evaluators)]:
         found = cost.summary(rest, evaluator)
         for key, here, wanted, unique in _split(results, evaluator, found):
@@ -218,8 +241,9 @@ def plain_tables(results: Results) -> list[Table]:
             name = file_name(evaluator, "measures", *key[: 1 if unique else None])
             heads = tuple(("", column) for column in shown_columns)
             title = f"Measures of {evaluator}, {key[0]}"
-            tables.append(Table(name, title, tuple(lines), ("method", "IPC"), heads, rows, cost.tidy(here, wanted)))
-    return tables
+            table = Table(name, title, tuple(lines), ("method", "IPC"), heads, rows, cost.tidy(here, wanted))
+            found_sheets.append(Sheet(table, evaluator))
+    return found_sheets
 
 
 def _split(
@@ -245,35 +269,38 @@ def _made(results: Results, key: Sequence[str]) -> list[str]:
 # ------------------------------------------------------------------------------------------------ layouts
 
 
-def _laid_out(results: Results, evaluator: str, layout: Layout) -> list[Table]:
+def _laid_out(results: Results, evaluator: str, layout: Layout) -> list[Sheet]:
     """Return the tables of one layout: one per dataset, way of making the networks, and tags it does not name."""
     records = results.records
     records = records[(records["evaluator"] == evaluator) & records["step"].isna()]
     lost = records[records["metric"] == layout.missing] if layout.missing else records[:0]
     measured, chosen = _chosen(_with_tags(records[records["metric"].isin(list(layout.metrics))], layout), layout)
-    tables = []
+    found_sheets = []
     for key, here, wanted, unique in _split(results, evaluator, _summaries(measured, layout), ["rest"]):
         columns, by = _columns(here, layout), [_tag(name) for name in layout.rows]
         rows = cost.table_rows(results, here, wanted, [_column(*column) for column in columns], by)
         if not rows:  # the suite did not ask for these metrics
             continue
         shown = [layout.metrics[metric] for _, metric in columns]
-        lines = [*_made(results, key), *[f"{tag}: {value}" for tag, value in chosen.items()], *key[len(MADE) :]]
+        fixed = [f"{tag}: {value}" for tag, value in chosen.items()]
+        lines = [*_made(results, key), *fixed, *key[len(MADE) :]]
         lines += ["mean ± standard deviation; 95 % intervals are in the CSV", *layout.notes]
-        lines += [f"{MARK} networks that diverged are among the mean"] if here[DIVERGED].any() else []
-        lines += _reasons(lost[lost["dataset"] == key[0]])
-        tables.append(
-            Table(
-                name=file_name(evaluator, layout.name, key[0], *(() if unique else key[1:])),
-                title=f"{layout.title}, {key[0]}",
-                notes=tuple(line for line in lines if line),
-                index=("method", "IPC", *layout.rows.values()),
-                columns=tuple((group, one.title) for (group, _), one in zip(columns, shown, strict=True)),
-                rows=_best(rows, [one.better for one in shown]),
-                data=cost.tidy(here, wanted, [*by, "head", "metric"]),
-            )
+        marks = [f"{MARK} networks that diverged are among the mean"] if here[DIVERGED].any() else []
+        reasons = _reasons(lost[lost["dataset"] == key[0]])
+        table = Table(
+            name=file_name(evaluator, layout.name, key[0], *(() if unique else key[1:])),
+            title=f"{layout.title}, {key[0]}",
+            notes=tuple(line for line in [*lines, *marks, *reasons] if line),
+            index=("method", "IPC", *layout.rows.values()),
+            columns=tuple((group, one.title) for (group, _), one in zip(columns, shown, strict=True)),
+            rows=_best(rows, [one.better for one in shown]),
+            data=cost.tidy(here, wanted, [*by, "head", "metric"]),
         )
-    return tables
+        notes = (*fixed, *layout.notes, *marks, *(f"{key[0]}: {reason}" for reason in reasons))
+        found_sheets.append(
+            Sheet(table, evaluator, layout, notes, "; ".join(text for text in key[len(MADE) :] if text))
+        )
+    return found_sheets
 
 
 def _columns(found: pd.DataFrame, layout: Layout) -> list[tuple[str, str]]:

@@ -7,9 +7,8 @@ archived and opened without a network. The same tables and plots lie beside it a
 from __future__ import annotations
 
 import base64
-import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,28 +39,37 @@ def write(out: Path, reference: Path | None, stamp: str, *, pictures: bool = Tru
     for one in (one for tables in groups.values() for one in tables):
         table.write(one, out / "tables")
     figures, sets = _pictures(run, out) if pictures else ([], [])
-    environment = jinja2.Environment(
+    done = run.states[run.states["state"].isin(DONE)]
+    page = (
+        templates()
+        .get_template("report.html.j2")
+        .render(
+            stamp=stamp,
+            run=run,
+            version=bench.__version__,
+            groups={title: tables for title, tables in groups.items() if tables},
+            figures=figures,
+            sets=sets,
+            counts=Counter(run.states["state"]),
+            troubles=_troubles(run),
+            environment=environment(run.out, done["key"]),
+            reference=remark,
+        )
+    )
+    with atomic_write(out / FILE, "w") as file:
+        file.write(page)
+    return out / FILE
+
+
+def templates() -> jinja2.Environment:
+    """Return the templates of this package; what they are given is escaped."""
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    page = environment.get_template("report.html.j2").render(
-        stamp=stamp,
-        run=run,
-        version=bench.__version__,
-        groups={title: tables for title, tables in groups.items() if tables},
-        figures=figures,
-        sets=sets,
-        counts=Counter(run.states["state"]),
-        troubles=_troubles(run),
-        environment=_environment(run),
-        reference=remark,
-    )
-    with atomic_write(out / FILE, "w") as file:
-        file.write(page)
-    return out / FILE
 
 
 def data_address(path: Path) -> str:
@@ -114,12 +122,11 @@ def _troubles(run: Results) -> list[dict[str, Any]]:
     return rows
 
 
-def _environment(run: Results) -> list[tuple[str, str]]:
-    """Return what the finished cells say of where they were computed; different answers with their counts."""
+def environment(out: Path, keys: Iterable[str]) -> list[tuple[str, str]]:
+    """Return what finished cells say of where they were computed; different answers with their counts."""
     answers: dict[str, Counter[str]] = {}
-    done = run.states[run.states["state"].isin(DONE)]
-    for key in done["key"]:
-        for name, value in _flat(_provenance(run.out, key)):
+    for key in keys:
+        for name, value in _flat(results.stored(out, key).get("provenance", {})):
             answers.setdefault(name, Counter())[value] += 1
     texts = []
     for name, counter in answers.items():
@@ -127,13 +134,6 @@ def _environment(run: Results) -> list[tuple[str, str]]:
         words = [f"{value} ({count} cells)" if several else value for value, count in counter.most_common()]
         texts.append((name, "; ".join(words)))
     return texts
-
-
-def _provenance(out: Path, key: str) -> dict[str, Any]:
-    try:
-        return json.loads((out / "cells" / key[:2] / key / "result.json").read_bytes())["provenance"]
-    except (OSError, ValueError, KeyError):
-        return {}
 
 
 def _flat(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:

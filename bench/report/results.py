@@ -148,6 +148,15 @@ def rows_of(frame: pd.DataFrame) -> Iterator[Any]:
     return frame.itertuples()
 
 
+def stored(out: Path, key: str) -> dict[str, Any]:
+    """Return the `result.json` of a finished cell; nothing where the folder keeps none that can be read."""
+    try:
+        found = json.loads((out / "cells" / key[:2] / key / "result.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def groups_of(frame: pd.DataFrame, by: str | list[str]) -> Iterator[tuple[Any, pd.DataFrame]]:
     """Iterate over (key, rows) in the order of first appearance; a missing value is a key like any other."""
     return iter(frame.groupby(by, sort=False, dropna=False))
