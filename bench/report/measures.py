@@ -222,7 +222,7 @@ def plain_tables(results: Results) -> list[Table]:
 
 def _plain(results: Results) -> list[Sheet]:
     records = results.records
-    shown = (records["evaluator"] == "cost") | records["evaluator"].isin(OWN) & (records["metric"] == "accuracy")
+    shown = (records["evaluator"] == "cost") | records["evaluator"].isin(OWN) & records["metric"].isin(("accuracy", "storage"))
     for name, layouts in LAYOUTS.items():
         metrics = {metric for layout in layouts for metric in (*layout.metrics, layout.missing)}
         shown |= (records["evaluator"] == name) & records["metric"].isin(metrics)

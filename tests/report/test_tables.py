@@ -77,6 +77,7 @@ def test_a_table_says_who_stores_more_than_real_images(tmp_path):
     (made,) = accuracy.accuracy_tables(more)
     (note,) = [line for line in made.notes if "storage" in line]
     assert note == "storage, as a multiple of that of the real images: poe 2.00"
+    assert not measures.plain_tables(more)
     (plain,) = accuracy.accuracy_tables(run)
     assert not any("storage" in line for line in plain.notes)
 
