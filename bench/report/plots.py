@@ -169,7 +169,7 @@ class _Lines:
         self.results, self.name, self.title = results, f"{name}_{ending}", f"{title}, {dataset}"
         self.figure = Figure(figsize=(8, 5))
         self.axes = self.figure.add_axes((0.09, 0.12, 0.73, 0.74))
-        self.figure.text(0.09, 0.945, self.title, fontsize=14, fontweight="bold")
+        self.figure.text(0.09, 0.945, self.title, fontsize=_title_size(self.title), fontweight="bold")
         words = f"{subtitle}; bars: 95 % interval, cut at the frame"
         self.axes.set_title("\n".join(textwrap.wrap(words, 108)), fontsize=9.5)
         self.axes.set(xlabel=x, ylabel=y)
@@ -222,6 +222,11 @@ class _Lines:
         self.axes.set_position((0.09, 0.12, 0.91 - max(0.18, LETTER * (longest + 2)), 0.74))
         _name_lines(self.figure, self.axes, ends)
         return Plot(self.name, self.title, self.figure)
+
+
+def _title_size(title: str) -> float:
+    """Return the size at which a title has room: names of views of datasets can be long."""
+    return min(14.0, 14.0 * 58 / len(title))
 
 
 def _plain_ticks(axis: Axis) -> None:
@@ -289,7 +294,7 @@ def _heatmap(values: pd.DataFrame, title: str, subtitle: str) -> Figure:
     figure = Figure(figsize=(8, height))
     left = max(0.17, LETTER * (max(map(len, values.index)) + 2))
     axes = figure.add_axes((left, 0.95 / height, 0.97 - left, 0.42 * len(values) / height))
-    figure.text(0.03, 1 - 0.32 / height, title, fontsize=14, fontweight="bold")
+    figure.text(0.03, 1 - 0.32 / height, title, fontsize=_title_size(title), fontweight="bold")
     figure.text(0.03, 1 - 0.45 / height, "\n".join(words), fontsize=10, color="#444444", va="top")
     numbers = 100 * values.to_numpy(dtype=float)
     axes.imshow(numbers, cmap="cividis", aspect="auto")
