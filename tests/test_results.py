@@ -12,7 +12,7 @@ from bench import stats
 RESULTS = Path(__file__).parents[1] / "results"
 
 
-def accuracies(name: str, label: str, ipc: int, metric: str = "accuracy", **tags: str) -> stats.Summary:
+def accuracies(name: str, label: str, ipc: int, metric: str = "accuracy", **tags: str | int) -> stats.Summary:
     lines = (RESULTS / name / "records.jsonl").read_text().splitlines()
     records = [r for r in map(json.loads, lines) if (r["label"], r["ipc"], r["metric"]) == (label, ipc, metric)]
     records = [r for r in records if tags.items() <= r["tags"].items()]
@@ -65,19 +65,19 @@ def test_herding_and_k_center_behave_as_known():
         assert accuracies(run, "herding", 10).low > accuracies(run, "random", 10).mean
 
 
-@pytest.mark.parametrize(
-    "run",
-    [
-        "laptop",
-        "mnist",
-        "mnist_ipc10",
-        "cifar10",
-        "cifar10_ipc10",
-        "mnist_bilevel",
-        "mnist_bilevel_ipc10",
-        "trustdd_mnist",
-    ],
-)
+def of_the_rare(run: str, label: str) -> stats.Summary:
+    return accuracies(run, label, 10, "group_accuracy", groups="given", group=1)
+
+
+@pytest.mark.parametrize("host", ["rdd_dm", "rdd_mtt"])
+def test_the_group_risk_lifts_rare_images_and_the_released_one_does_not(host):
+    plain, code, risk = (of_the_rare("rdd_digits", host + kind) for kind in (" none", " code", ""))
+    assert plain.n == risk.n == 10
+    assert risk.low > plain.high
+    assert code == plain
+
+
+@pytest.mark.parametrize("run", sorted(path.parent.name for path in RESULTS.glob("*/states.jsonl")))
 def test_every_cell_of_a_committed_run_has_a_result(run):
     states = [json.loads(line)["state"] for line in (RESULTS / run / "states.jsonl").read_text().splitlines()]
     assert set(states) == {"ok"}
