@@ -12,7 +12,7 @@ from bench import stats
 RESULTS = Path(__file__).parents[1] / "results"
 
 
-def accuracies(name: str, label: str, ipc: int, metric: str = "accuracy", **tags: str | int) -> stats.Summary:
+def accuracies(name: str, label: str, ipc: int, metric: str = "accuracy", **tags: str) -> stats.Summary:
     lines = (RESULTS / name / "records.jsonl").read_text().splitlines()
     records = [r for r in map(json.loads, lines) if (r["label"], r["ipc"], r["metric"]) == (label, ipc, metric)]
     records = [r for r in records if tags.items() <= r["tags"].items()]
@@ -66,7 +66,7 @@ def test_herding_and_k_center_behave_as_known():
 
 
 def of_the_rare(run: str, label: str) -> stats.Summary:
-    return accuracies(run, label, 10, "group_accuracy", groups="given", group=1)
+    return accuracies(run, label, 10, "group_accuracy", groups="given", group="1")
 
 
 @pytest.mark.parametrize("host", ["rdd_dm", "rdd_mtt"])
