@@ -127,6 +127,8 @@ class Method(ABC):
     citation: ClassVar[str]
     budget_free: ClassVar[bool] = False
     """True where the IPC means nothing (the whole dataset): such a method is planned once per dataset."""
+    seed_free: ClassVar[bool] = False
+    """True where the seed changes nothing of the set (it lies in a file): planned for the first seed of a suite."""
     augment: ClassVar[str] = "none"
     """Augmentation while distilling where the suite says nothing: none, dsa (by dataset), or explicit."""
 
@@ -137,6 +139,11 @@ class Method(ABC):
     def preset(cls, dataset: DatasetInfo, ipc: int) -> Preset:
         """Return the paper's hyper-parameters for this dataset and IPC."""
         return Preset({}, None)
+
+    @classmethod
+    def settle(cls, params: Any, dataset: DatasetInfo, ipc: int | None) -> Any:
+        """Return the parameters with what only planning can find out, such as the hash of a file they name."""
+        return params
 
     @classmethod
     def preprocessing(cls, params: Any, dataset: DatasetInfo) -> str:

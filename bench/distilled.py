@@ -183,24 +183,31 @@ def load(path: Path | str, device: str | torch.device = "cpu") -> DistilledSet:
     return check(DistilledSet(header, **fields, extra=extra), where=where)  # type: ignore[arg-type]
 
 
-def _read(path: Path | str, device: str | torch.device) -> tuple[str, dict[str, Tensor]]:
-    """Return the header text and all tensors of a safetensors file."""
+def read_header(path: Path | str) -> Header:
+    """Return the header alone, without torch; the tensors are not looked at. Raises as `load`."""
+    return _parse_header(_read(path, None)[0], str(path))
+
+
+def _read(path: Path | str, device: str | torch.device | None) -> tuple[str, dict[str, Tensor]]:
+    """Return the header text and all tensors of a safetensors file; no tensors where no device is given."""
     from safetensors import SafetensorError, safe_open
 
     where = str(path)
     try:
         with Path(path).open("rb"):  # for the system's own words about a missing or closed file
             pass
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        options = {"framework": "np"} if device is None else {"framework": "pt", "device": str(device)}
+        with safe_open(path, **options) as file:
             text = (file.metadata() or {}).get(METADATA)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            names = () if device is None else file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror or error}", where=where) from error
     except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, OverflowError) as error:
         raise UserError(
             f"not a distilled set, or a damaged one: {_one_line(error)}",
             where=where,
-            hint="a distilled set is a safetensors file written by ddbench",
+            hint="a distilled set is a safetensors file of ddbench; `ddbench import` makes one of other formats",
         ) from error
     if text is None:
         raise UserError("a safetensors file, but not a distilled set of ddbench", where=where)

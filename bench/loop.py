@@ -123,6 +123,7 @@ def run(
     work.mkdir(parents=True, exist_ok=True)
     course = distil(method, task, folder=work, snapshots=config["snapshots"], report=report)
     origin = {
+        **course.distilled.header.provenance,
         **provenance.environment(),
         **provenance.of_device(str(task.device)),
         "data": config["task"]["data"],

@@ -73,6 +73,7 @@ METHODS = Registry(
         "mtt": "methods.mtt:MTT",
         "tesla": "methods.tesla:TESLA",
         "apm": "methods.apm:APM",
+        "given": "methods.given:Given",
         "kip": "methods.kip:KIP",
         "label_solve": "methods.label_solve:LabelSolve",
         "frepo": "methods.frepo:FRePo",

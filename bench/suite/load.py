@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,16 @@ def load(path: Path | str, preset: str | None = None) -> Suite:
     if not path.exists():
         beside = [file.name for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise UserError(f"there is no suite file {path}", hint=nearest(path.name, beside) if beside else None)
-    tree, preset, presets = _lay(yaml.read(path), preset, path)
+    return _check(*_lay(yaml.read(path), preset, path), path)
+
+
+def from_values(values: Mapping[str, Any], name: str) -> Suite:
+    """Return the checked suite of plain values that stand in no file. Raises as `load`; errors say `name` and key."""
+    return _check(yaml.of(values), NO_PRESET, (), Path(name))
+
+
+def _check(tree: yaml.Node, preset: str, presets: tuple[str, ...], path: Path) -> Suite:
+    """Return the suite of a tree. Raises all its mistakes together."""
     found = Problems(lambda keys: _where(path, tree, keys))
     tree, spec = _check_shape(tree, path, found)
     if spec is None:
@@ -88,7 +98,8 @@ def load(path: Path | str, preset: str | None = None) -> Suite:
 
 def _where(path: Path, tree: yaml.Node, keys: yaml.KeyPath) -> str:
     found, place = tree.find(keys)
-    return f"{path}:{place.line}: {yaml.dotted(found)}" if found else f"{path}:{place.line}"
+    start = f"{path}:{place.line}" if place.line else str(path)
+    return f"{start}: {yaml.dotted(found)}" if found else start
 
 
 def _lay(tree: yaml.Node, preset: str | None, path: Path) -> tuple[yaml.Node, str, tuple[str, ...]]:

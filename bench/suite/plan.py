@@ -52,7 +52,7 @@ def plan(suite: Suite, only: str | None = None, *, skip_missing: bool = False) -
     lacking: dict[str, tuple[Variant, MissingData]] = {}
     for variant in suite.variants:
         lacks = _lacks(variant)
-        for seed in suite.spec.grid.all_seeds:
+        for seed in suite.spec.grid.all_seeds[:1] if variant.kind.seed_free else suite.spec.grid.all_seeds:
             coords = coordinates(variant, seed)
             reason = NO_DATA if lacks or coords["dataset"] in missing else skip_reason(suite.spec, coords)
             chosen = [evaluator for evaluator in suite.evaluators if evaluator.where.matches(coords)]

@@ -237,6 +237,8 @@ def _params(row: Row, info: DatasetInfo, ipc: int | None, found: Problems) -> tu
     found.add_faults(faults, row.kind.Params, row.place)
     if preset.source is None or params is None:
         return params, False
+    if params is not None:
+        params = found.attempt(row.path, call, who, row.kind.settle, params, info, ipc)
     return params, params == validate(row.kind.Params, dict(preset.params))[0]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ KeyPath = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a key or value stands; line and column count from 1."""
+    """Where a key or value stands; line and column count from 1, and are 0 for what stands in no file."""
 
     line: int
     column: int
@@ -93,6 +93,14 @@ def merge(base: Node, over: Node) -> Node:
     for key, node in over.content.items():
         content[key] = merge(content[key], node) if key in content else node
     return Node(content, base.place, keys)
+
+
+def of(value: Any) -> Node:
+    """Return the tree of a plain value that stands in no file."""
+    nowhere = Place(0, 0)
+    if isinstance(value, Mapping):
+        return Node({key: of(item) for key, item in value.items()}, nowhere, dict.fromkeys(value, nowhere))
+    return Node([of(item) for item in value] if isinstance(value, list | tuple) else value, nowhere)
 
 
 def dotted(path: Sequence[str | int]) -> str:
