@@ -13,7 +13,21 @@ import traceback
 
 import typer
 
-from bench.cli import convert_generator, data, describe, doctor, gc, listing, plan, report, run, show, status, validate
+from bench.cli import (
+    convert_generator,
+    data,
+    describe,
+    doctor,
+    gc,
+    import_,
+    listing,
+    plan,
+    report,
+    run,
+    show,
+    status,
+    validate,
+)
 from bench.errors import UserError
 
 app = typer.Typer(
@@ -24,7 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (run, plan, status, report, show, listing, describe, validate, doctor, gc, convert_generator):
+for verb in (run, plan, status, report, show, listing, describe, validate, doctor, gc, import_, convert_generator):
     app.command(verb.NAME)(verb.command)
 app.add_typer(data.app, name="data")
 
