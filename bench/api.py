@@ -233,6 +233,7 @@ class Training:
     recipe: the resolved fields of `bench.train.recipe.Recipe`. snapshot: outer step of the distillation whose
     intermediate set is meant, None for the final one. weights: keep the weights, not only the logits on the test set.
     sets: names of the evaluator's `distillations`, to train on their union instead of the set under evaluation.
+    rates: learning rates to try in place of the recipe's, see `bench.train.rates`; every network is kept at its best.
     """
 
     network: NetSpec
@@ -241,6 +242,7 @@ class Training:
     snapshot: int | None = None
     weights: bool = False
     sets: tuple[str, ...] = ()
+    rates: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -335,7 +337,8 @@ class Evaluator(ABC):
     @classmethod
     def distillations(cls, params: Any, spec: EvalSpec) -> Mapping[str, Mapping[str, Any]]:
         """Return further sets to distil with the same method and parameters, by name: the fields of `TaskSpec` that
-        differ. `dataset` is given by its name (see `bench.data.views`).
+        differ. `dataset` is given by its name (see `bench.data.views`). A baseline names another `method`, and its
+        `params` if the defaults will not do; networks trained on it are shared by all methods that it stands beside.
         """
         return {}
 

@@ -324,7 +324,8 @@ def merge(sets: Sequence[DistilledSet], images: Sequence[Tensor]) -> DistilledSe
     """Return the union of sets of one method as a set of plain images, in the order given. images: decoded.
 
     A learned rate becomes the mean of theirs; ordered steps are dropped, since one order of all of them is not
-    defined. Raises `UserError` where their labels are not of one kind.
+    defined. Which training images they are stays known where all of them are of one dataset. Raises `UserError` where
+    their labels are not of one kind.
     """
     first = sets[0]
     kinds = {one.header.label_kind for one in sets}
@@ -332,6 +333,7 @@ def merge(sets: Sequence[DistilledSet], images: Sequence[Tensor]) -> DistilledSe
         raise UserError(f"sets with labels of the kinds {', '.join(sorted(kinds))} cannot be used together")
     rates = [one.header.learned_rate for one in sets if one.header.learned_rate is not None]
     outliers = [one.outliers for one in sets if one.outliers is not None]
+    indices = [one.indices for one in sets if one.indices is not None and one.header.dataset == first.header.dataset]
     header = first.header.model_copy(
         update={"decoder": {"name": "pixels"}, "learned_rate": sum(rates) / len(rates) if rates else None}
     )
@@ -339,6 +341,7 @@ def merge(sets: Sequence[DistilledSet], images: Sequence[Tensor]) -> DistilledSe
         header,
         torch.cat(list(images)),
         torch.cat([one.labels for one in sets]),
+        indices=torch.cat(indices) if len(indices) == len(sets) else None,
         outliers=torch.cat(outliers) if outliers else None,
         extra={name: tensor for name, tensor in first.extra.items() if name.startswith(PREPROCESSING)},
     )

@@ -219,7 +219,8 @@ def _fields(training: Training) -> dict[str, Any]:
         "snapshot": training.snapshot,
         "weights": training.weights,
     }
-    return json.loads(json.dumps(fields | ({"sets": training.sets} if training.sets else {})))
+    later = {"sets": training.sets, "rates": training.rates}
+    return json.loads(json.dumps(fields | {name: value for name, value in later.items() if value}))
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from bench.api import Artifact, EvalSpec, Evaluator, Method, NetSpec, Params, Ta
 from bench.data import views
 from bench.errors import UserError
 from bench.nets import spec as nets
-from bench.registry import ARTIFACTS
+from bench.registry import ARTIFACTS, METHODS
 from bench.suite import weights
 from bench.suite.keys import canonical, key, task_config, training_fields
 from bench.suite.problems import Problems, call, validate
@@ -80,7 +80,9 @@ class Cells:
                 sets = self.found.attempt(evaluator.path, self._sets, others, coords)
                 if sets is not None:
                     sets[""] = distilled
-                    self.found.attempt(evaluator.path, self._evaluate, evaluator, spec, coords, sets, trainings, kept)
+                    self.found.attempt(
+                        evaluator.path, self._evaluate, evaluator, spec, coords, sets, trainings, kept, others
+                    )
 
     def _sets(self, others: Mapping[str, Variant], coords: Mapping[str, Any]) -> dict[str, str]:
         """Plan the further distillations of an evaluator; return name -> key."""
@@ -115,11 +117,12 @@ class Cells:
         sets: Mapping[str, str],
         trainings: list[Training],
         kept: set[str],
+        others: Mapping[str, Variant],
     ) -> str:
         """Plan an evaluation.
 
         sets: keys of the distillations by name, the one under evaluation under "". kept: requests of which another
-        evaluator wants the weights; they serve all.
+        evaluator wants the weights; they serve all. others: what the further distillations are.
         """
         task = self._task(spec.task)
         inputs, requests = {f"set {name}" if name else "distilled": key for name, key in sets.items()}, []
@@ -128,7 +131,10 @@ class Cells:
             fields = training_fields(training)
             trained = {**fields, "weights": training.weights or bool(kept and _without_weights(training) in kept)}
             network = resolved(training.network, spec.task.dataset.shape)
-            inputs[name] = self._networks(trained, network, spec.task, task, coords, _trained_on(training, sets))
+            own, places = spec.task, coords
+            if alone := _baseline(training, others):  # then nothing of the set under evaluation matters
+                own, places = alone.task, coordinates(alone, alone.task.seed)
+            inputs[name] = self._networks(trained, network, own, self._task(own), places, _trained_on(training, sets))
             requests.append({**fields, "input": name})
         who = f"evaluator {evaluator.name!r}"
         needs = self._needs(who, evaluator.kind, evaluator.params, spec, spec.task)
@@ -299,17 +305,39 @@ def _trained_on(training: Training, sets: Mapping[str, str]) -> dict[str, str]:
     return union or {"distilled": sets[""]}
 
 
+def _baseline(training: Training, others: Mapping[str, Variant]) -> Variant | None:
+    """Return the one set that networks are trained on if it is a baseline; None for all others."""
+    found = [others[name] for name in training.sets if name in others]
+    return found[0] if len(found) == 1 and found[0].baseline else None
+
+
 def _others(evaluator: Chosen, spec: EvalSpec, variant: Variant) -> dict[str, Variant]:
     """Return the further distillations an evaluator asks for."""
     who = f"evaluator {evaluator.name!r}"
     others = {}
     for name, changes in call(who, evaluator.kind.distillations, evaluator.params, spec).items():
         fields = dict(changes)
+        method, given = fields.pop("method", None), fields.pop("params", {})
         if "dataset" in fields:
             fields["dataset"] = call(who, bench.data.info, fields["dataset"])
         task = call(who, TaskSpec.model_validate, {**dict(spec.task), **fields})
-        others[name] = replace(variant, task=task)
+        task = task.model_copy(update={"network": resolved(task.network, task.dataset.shape)})
+        other = replace(variant, task=task)
+        others[name] = other if method is None else _made_by(method, given, other, who)
     return others
+
+
+def _made_by(name: str, given: Mapping[str, Any], variant: Variant, who: str) -> Variant:
+    """Return a variant made by another method, with its preset and the parameters an evaluator gives it."""
+    kind, task = plugin(METHODS, name, Method), variant.task  # type: ignore[type-abstract]
+    preset = {} if task.ipc is None else call(who, kind.preset, task.dataset, task.ipc).params
+    params, faults = validate(kind.Params, {**preset, **given})
+    if params is None:
+        raise UserError(f"{who} gives method {name!r} wrong parameters: {faults[0].what}")
+    steps = call(who, lambda: int(kind(params).steps))
+    return replace(
+        variant, name=name, label=name, kind=kind, params=params, steps=steps, settings="modified", baseline=True
+    )
 
 
 def _trainings(evaluator: Chosen, spec: EvalSpec) -> list[Training]:

@@ -56,4 +56,5 @@ def training_fields(training: Training) -> dict[str, Any]:
         "snapshot": training.snapshot,
         "weights": training.weights,
     }
-    return to_jsonable_python(fields | ({"sets": training.sets} if training.sets else {}))
+    later = {"sets": training.sets, "rates": training.rates}
+    return to_jsonable_python(fields | {name: value for name, value in later.items() if value})

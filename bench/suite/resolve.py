@@ -47,6 +47,8 @@ class Variant:
     network: NetSpec
     recipe: Mapping[str, Any]
     path: KeyPath
+    baseline: bool = False
+    """Made for comparison by another method: networks trained on it depend on nothing of the set under evaluation."""
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ def training(config: Mapping[str, Any], spec: TaskSpec) -> float:
     images = info.train_size if spec.ipc is None else info.classes * spec.ipc
     seen = images * _number(recipe.get("epochs"), 0) or _number(recipe.get("steps"), 100) * _number(recipe.get("batch"))
     cost = NETWORK_COST.get(params["network"]["arch"], 1.0) * (_number(params["network"]["width"], 128) / 128) ** 2
+    cost *= len(params.get("rates", ())) or 1
     return 0.01 + _number(params["replicates"]) * cost * (seen + info.test_size) * prod(info.shape) / 1e6
 
 

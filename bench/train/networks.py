@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, Strict
 
 from bench.api import Artifact, NetSpec, Params, Task, param
 from bench.errors import UserError
 from bench.lazy import torch
+from bench.train import rates
 from bench.train.recipe import Recipe, resolve
 from bench.train.trainer import Handle, choose_stack, predict, train
 
@@ -37,6 +38,9 @@ class NetworksParams(Params):
     replicates: int = param(5, "networks trained at once", ge=1)
     snapshot: int | None = param(None, "outer step of the intermediate set; None: the final one", unit="steps")
     weights: bool = param(False, "keep the weights as well")
+    rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Strict(False)] = param(
+        (), "learning rates to try in place of the recipe's, see bench.train.rates"
+    )
 
 
 class Networks(Artifact):
@@ -45,7 +49,8 @@ class Networks(Artifact):
     Tensors: `logits` float32 [E, N, K] on the test set after the last epoch; `seconds` [] of training; `stacked` []
     whether they were computed by vmap; `curve/epoch` [T] and `curve/loss` [E, T]; for best-val and best-test
     `curve/selection_epoch` [S], `curve/test_accuracy` [E, S] and (best-val) `curve/val_accuracy` [E, S]; on request
-    `weights/<parameter or buffer>` [E, ...].
+    `weights/<parameter or buffer>` [E, ...]; where rates were tried `curve/rate` [E], that of each network, and
+    `curve/rate_score` [E, R], what it was chosen by.
     """
 
     Params = NetworksParams
@@ -55,10 +60,32 @@ class Networks(Artifact):
         """Train and test. Raises `UserError` if set and task do not fit, `Diverged` if no network is finite."""
         from bench.distilled import decode
 
-        recipe, data, distilled = resolve(self.params.recipe), task.data, task.distilled()
+        recipe, distilled = resolve(self.params.recipe), task.distilled()
         refuse_mismatch(distilled, task)
-        header = distilled.header
-        images = decode(distilled, data).to(task.device)
+        images = decode(distilled, task.data).to(task.device)
+        if not self.params.rates:
+            return self._trained(task, distilled, images, recipe)[1]
+        if recipe.use_steps:
+            raise UserError("the set's own steps have rates of their own: none can be chosen", hint="another recipe")
+        index = rates.held_out(task, distilled) if recipe.select == "last" else None
+
+        def attempt(rate: float) -> tuple[Tensor, dict[str, Tensor]]:
+            handle, found = self._trained(task, distilled, images, recipe.model_copy(update={"lr": rate}))
+            if index is not None:
+                score = rates.accuracy_on(handle, task.data.train, index)
+            else:
+                looked = "val_accuracy" if recipe.select == "best-val" else "test_accuracy"
+                score = found[f"curve/{looked}"].double().amax(1)
+            return torch.where(handle.finite(), score, rates.LOST), found
+
+        used = ["validation", *range(self.params.replicates)]
+        return rates.choose(self.params.rates, [task.rng(f"evaluation/{name}") for name in used], attempt)
+
+    def _trained(
+        self, task: Task, distilled: DistilledSet, images: Tensor, recipe: Recipe
+    ) -> tuple[Handle, dict[str, Tensor]]:
+        """Return networks trained on a set, and what is kept of them."""
+        data, header = task.data, distilled.header
         watch = Watch(recipe, data, task.rng("evaluation/validation")) if recipe.select != "last" else None
         begin = _now(task.device)
         handle = train(
@@ -86,7 +113,7 @@ class Networks(Artifact):
         tensors |= {f"curve/{name}": curve for name, curve in curves.items()}
         if self.params.weights:
             tensors |= {f"weights/{name}": tensor for name, tensor in {**handle.params, **handle.buffers}.items()}
-        return tensors
+        return handle, tensors
 
 
 def restore(trained: Trained, info: DatasetInfo) -> Handle:

@@ -25,6 +25,7 @@ FAKES = {
         "pair": "Pair",
         "keeper": "Keeper",
         "steps": "Steps",
+        "against": "Against",
         "stray": "Stray",
         "clock": "Clock",
         "late": "Late",

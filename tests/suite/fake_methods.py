@@ -147,6 +147,23 @@ class Steps(Score):
         return [Training(spec.network, spec.recipe, spec.replicates, sets=names) for names in sets]
 
 
+class Against(Score):
+    """Trains on the set under evaluation, and on the same baseline for all methods."""
+
+    class Params(api.Params):
+        rate: float = param(2.0, "parameter of the baseline")
+
+    @classmethod
+    def distillations(cls, params, spec):
+        common = {"method": "chosen", "network": NetSpec(width=4), "augment": "none"}
+        return {"plain": {**common, "params": {"rate": params.rate}}, "fixed": {**common, "ipc": None, "seed": 7}}
+
+    @classmethod
+    def trainings(cls, params, spec):
+        sets = [(), ("plain",), ("fixed",)]
+        return [Training(spec.network, spec.recipe, spec.replicates, sets=names, rates=(0.1, 0.2)) for names in sets]
+
+
 class Stray(Score):
     """Trains on a set that nobody distils."""
 

@@ -21,7 +21,7 @@ under these keys. A field added later must leave the key alone where it has the 
 IN_KEY = {
     TaskSpec: {"dataset", "ipc", "network", "preprocessing", "augment", "seed"},
     NetSpec: {"arch", "norm", "width", "depth", "activation", "pooling", "init"},
-    Training: {"network", "recipe", "replicates", "snapshot", "weights", "sets"},
+    Training: {"network", "recipe", "replicates", "snapshot", "weights", "sets", "rates"},
     EvalSpec: {"task", "method", "method_steps", "network", "recipe", "replicates"},
     Recipe: {
         "optimiser", "lr", "momentum", "weight_decay", "epochs", "steps", "use_steps", "batch", "schedule", "warmup",
@@ -104,7 +104,15 @@ def test_a_field_that_came_later_is_in_the_request_only_where_it_changes_what_is
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("network", NetSpec(width=3)), ("recipe", {"a": 1}), ("replicates", 2), ("snapshot", 5), ("weights", True)],
+    [
+        ("network", NetSpec(width=3)),
+        ("recipe", {"a": 1}),
+        ("replicates", 2),
+        ("snapshot", 5),
+        ("weights", True),
+        ("sets", ("other",)),
+        ("rates", (0.1,)),
+    ],
 )
 def test_every_field_of_a_request_changes_the_key(field, value):
     request = Training(NetSpec(), {}, 1)

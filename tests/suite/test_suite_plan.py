@@ -168,6 +168,35 @@ def test_an_evaluator_has_further_sets_and_networks_trained_on_their_union(write
         assert "sets" not in evaluate.config["trainings"][0]
 
 
+def test_a_baseline_and_its_networks_are_made_once_for_all_methods(write):
+    text = changed("[score]", "[{name: against, where: {ipc: 10}}]")
+    alone = write.plan(text.replace("seeds: 2", "seeds: [1]"))
+    other = "[fake, {name: fake, label: other, augment: none, params: {rate: 1}}]"
+    both = write.plan(text.replace("[fake]", other))
+    # sets: of two rows at two IPC and two seeds; of the baseline one for each seed, and one for all
+    count = kinds(both)
+    assert (count["distil"], count["networks"], count["evaluate"]) == (8 + 3, 4 + 3, 4)
+    cells, by_key = by_label(both), {cell.key: cell for cell in both.cells}
+    first, second = (cells[f"against of {label}, digits, ipc 10, seed 1"] for label in ("fake", "other"))
+    assert first.inputs["trained0"] != second.inputs["trained0"]
+    for name in ("trained1", "trained2", "set plain", "set fixed"):
+        assert first.inputs[name] == second.inputs[name]
+    plain, fixed = (by_key[first.inputs[f"trained{k}"]] for k in (1, 2))
+    assert plain.config["params"]["rates"] == first.config["trainings"][1]["rates"] == [0.1, 0.2]
+    assert by_key[plain.inputs["union 0000"]].config["params"]["rate"] == 2.0  # given; else the preset's for its IPC
+    assert by_key[fixed.inputs["union 0000"]].config["params"]["rate"] == 0.1
+    task = {name: plain.config["task"][name] for name in ("ipc", "seed", "augment")}
+    assert task == {"ipc": 10, "seed": 1, "augment": "none"}
+    assert (fixed.config["task"]["ipc"], fixed.config["task"]["seed"]) == (None, 7)
+    assert plain.config["task"]["network"]["width"] == 4
+    assert {first.inputs["trained1"], first.inputs["trained2"]} <= {cell.key for cell in alone.cells}
+
+
+def test_a_baseline_with_wrong_parameters_is_an_error(write):
+    with pytest.raises(UserError, match="gives method 'chosen' wrong parameters"):
+        write.plan(changed("[score]", "[{name: against, params: {rate: -1.0}}]"))
+
+
 def test_views_of_data_that_is_not_there_are_left_out_with_it(write, monkeypatch, tmp_path):
     monkeypatch.setenv("DDBENCH_DATA", str(tmp_path))
     plan = write.plan(changed("[digits]", "[digits, fashion_mnist]").replace("[score]", "[steps]"), skip_missing=True)
