@@ -66,11 +66,14 @@ class Generator(Artifact):
 
         p, info = self.params, task.spec.dataset
         channels = prior.default_channels(info.shape, p.width, p.largest)
-        network = prior.SmallPrior(info.shape, info.classes, channels).to(task.device)
+        with torch.device("meta"):  # elsewhere torch would draw weights from its global generator
+            network = prior.SmallPrior(info.shape, info.classes, channels)
+            encoder = prior.Encoder(network, p.width)
+        network = network.to_empty(device=task.device)
         prior.draw(network, task.rng("generator"))
         tensors: dict[str, Tensor] = {}
         if p.training == "vae":
-            encoder = prior.Encoder(network, p.width).to(task.device)
+            encoder = encoder.to_empty(device=task.device)
             prior.draw(encoder, task.rng("encoder"))
             train(task, network, encoder, p)
             tensors |= {ENCODER + name: weight.detach() for name, weight in encoder.state_dict().items()}
