@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bench.cli import options
+from bench.errors import UserError
 from bench.registry import EVALUATORS, METHODS
 
 NAME = "list"
@@ -40,12 +41,24 @@ def command(
     screen.print_facts(rows)
 
 
+def _told(names: Iterable[str], title: Callable[[str], str]) -> dict[str, str]:
+    """Return the titles by name; what is wrong with a plug-in stands in its line and harms no other."""
+
+    def line(name: str) -> str:
+        try:
+            return title(name)
+        except UserError as error:
+            return f"({error})"
+
+    return {name: line(name) for name in names}
+
+
 def _methods() -> dict[str, str]:
-    return {name: METHODS.get(name).title for name in METHODS.names()}
+    return _told(METHODS.names(), lambda name: METHODS.get(name).title)
 
 
 def _evaluators() -> dict[str, str]:
-    return {name: EVALUATORS.get(name).title for name in EVALUATORS.names()}
+    return _told(EVALUATORS.names(), lambda name: EVALUATORS.get(name).title)
 
 
 def _datasets() -> dict[str, str]:
@@ -57,7 +70,7 @@ def _datasets() -> dict[str, str]:
 def _networks() -> dict[str, str]:
     from bench.nets import spec
 
-    return {name: spec.describe(name)["title"] for name in spec.names()}
+    return _told(spec.names(), lambda name: spec.describe(name)["title"])
 
 
 def shipped_suites() -> list[Path]:

@@ -1,7 +1,8 @@
 """Datasets by name and place: which names there are, and where their files lie on this machine.
 
-Look-up order below the data root (`DDBENCH_DATA`, by default ~/.cache/ddbench/data): `<name>.npz`, the folder
-`<name>/`, the layout of the authors or of torchvision. Nothing is opened here, and nothing is downloaded.
+A name stands in the table or is that of a plug-in; `module:attribute` is an `Entry` anywhere else. Look-up order below
+the data root (`DDBENCH_DATA`, by default ~/.cache/ddbench/data): `<name>.npz`, the folder `<name>/`, the layout of the
+authors or of torchvision. Nothing is opened here, and nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import importlib
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,11 +71,24 @@ def names() -> list[str]:
 
 
 def entry_of(name: str) -> Entry:
-    """Return the entry of a dataset of the table. Raises `UserError` with the nearest name."""
-    if name not in entries():
+    """Return the entry of a dataset: of the table, of a plug-in, or the one at `module:attribute` under that name.
+
+    Raises `UserError` with the nearest name, or for what is no entry.
+    """
+    if name in entries():
+        return entries()[name]
+    if ":" not in name:
         hint = f"{nearest(name, entries())}; own data: npz:PATH or folder:PATH"
         raise UserError(f"unknown dataset {name!r}", hint=hint)
-    return entries()[name]
+    entry = Registry("dataset", {}).get(name)
+    if not isinstance(entry, Entry):
+        raise UserError(f"{name!r} is a {type(entry).__name__}", hint="it must be a bench.data.catalogue.Entry")
+    return replace(entry, info=entry.info.model_copy(update={"name": name}))
+
+
+def stem(name: str) -> str:
+    """Return what files of a dataset are called below the data root: its name, with a dot for the colon."""
+    return name.replace(":", ".")
 
 
 # ---------------------------------------------------------------------------------------------- places
@@ -93,7 +107,7 @@ def find(name: str) -> Found | None:
     if entry.make:
         home = call(entry.home)
         return Found(home, (home,), partial(call, entry.make))
-    archive, folder = root / f"{name}.npz", root / name
+    archive, folder = root / f"{stem(name)}.npz", root / stem(name)
     if archive.is_file():
         return Found(archive, (archive,), partial(call, "bench.data.sources:read_npz", archive))
     if (folder / "train").is_dir():
@@ -155,7 +169,7 @@ def remedy(name: str) -> str:
     entry = entry_of(name)
     ways = [f"run 'ddbench data get {name}' (needs a network)"] if entry.download else []
     ways += [entry.remedy] if entry.remedy else []
-    ways += [f"put {name}.npz or {name}/train|test/<class>/ there; DDBENCH_DATA names the folder"]
+    ways += [f"put {stem(name)}.npz or {stem(name)}/train|test/<class>/ there; DDBENCH_DATA names the folder"]
     return "; or ".join(ways)
 
 

@@ -1,5 +1,6 @@
 import re
 
+import numpy as np
 import pytest
 
 import bench.data
@@ -112,3 +113,34 @@ def test_plugins_are_found_and_broken_ones_left_out(monkeypatch):
         "plug-in dataset 'other' is ignored",
         "broken cannot be loaded",
     ]
+
+
+def test_an_entry_anywhere_else_goes_by_module_and_attribute(tmp_path, monkeypatch, root):
+    (tmp_path / "my_data.py").write_text(
+        "from bench.data.catalogue import ENTRIES, Entry\n"
+        "info = ENTRIES['debug'].info.model_copy(update={'name': 'mine', 'family': 'mine'})\n"
+        "MADE = Entry(info, make='bench.data.sources:debug', home='bench.data.sources:debug_home')\n"
+        "FILES = Entry(info)\n"
+        "WRONG = info\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert bench.data.info("my_data:MADE").name == "my_data:MADE"
+    loaded = bench.data.load("my_data:MADE")
+    assert (loaded.info.name, loaded.content) == ("my_data:MADE", bench.data.info("debug").content)
+    assert bench.data.load("my_data:MADE@rare(share=0.5)").train.groups.sum() > 0
+    with pytest.raises(MissingData, match=r"put my_data\.FILES\.npz"):
+        bench.data.require("my_data:FILES")
+    debug = bench.data.load("debug")
+    halves = {"x_train": debug.train, "x_test": debug.test}
+    arrays = {name: half.images.permute(0, 2, 3, 1).numpy() for name, half in halves.items()}
+    arrays |= {name.replace("x", "y"): half.labels.numpy() for name, half in halves.items()}
+    arrays |= {name.replace("x", "g"): half.groups.numpy() for name, half in halves.items()}
+    np.savez(root / "my_data.FILES.npz", **arrays)
+    assert bench.data.load("my_data:FILES").content == debug.content
+    for name, words in {
+        "my_data:WRONG": "is a DatasetInfo .*bench.data.catalogue.Entry",
+        "my_data:NONE": "cannot be loaded from my_data:NONE",
+        "no_such_module:DATA": "No module named 'no_such_module'",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            bench.data.info(name)
