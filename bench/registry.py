@@ -46,14 +46,21 @@ class Registry:
         raise UserError(f"unknown {self.kind} {name!r}", hint=nearest(name, self.targets))
 
     def get(self, name: str) -> Any:
-        """Import and return the thing called `name`. Raises `UserError` if it is unknown or does not import."""
+        """Import and return the thing called `name`. Raises `UserError` if it is unknown or does not import.
+
+        A module is code of others: whatever its import raises is told as a fault of that plug-in, not of ddbench.
+        """
         module, _, attribute = self.origin(name).partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+        except UserError:
+            raise
+        except Exception as error:
+            what, hint = f"{type(error).__name__}: {error}", "a defect of that module"
+            if isinstance(error, ImportError | AttributeError):
+                what, hint = str(error), "is the package installed and the attribute spelled right?"
             raise UserError(
-                f"{self.kind} {name!r} cannot be loaded from {module}:{attribute}: {error}",
-                hint="is the package installed and the attribute spelled right?",
+                f"{self.kind} {name!r} cannot be loaded from {module}:{attribute}: {what}", hint=hint
             ) from error
 
 
