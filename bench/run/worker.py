@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from bench.api import Evaluator, Measure
 from bench.errors import Diverged, UserError
 from bench.registry import ARTIFACTS, EVALUATORS, Registry
-from bench.run import failures, provenance
+from bench.run import failures, provenance, usage
 from bench.run.job import Job, Outcome, Report, Stopped, Work
 from bench.run.store import LOG, Damaged, Store, now
 
@@ -120,7 +120,10 @@ def _try(job: Job, store: Store, report: Report, started: str, begin: float) -> 
     try:
         device = use(job.device, job.config.get("threads", 1))
         work = Work(job.config, inputs, store.work(job.key), store.draft(job.key), device, report)
+        resumed = any(path != work.draft and path.name != LOG for path in work.folder.iterdir())
+        meter = usage.Meter(device)
         found = KINDS.get(job.kind)(work)
+        spent = time.monotonic() - begin
         result = {
             "key": job.key,
             "kind": job.kind,
@@ -128,7 +131,8 @@ def _try(job: Job, store: Store, report: Report, started: str, begin: float) -> 
             "config": job.config,
             "inputs": job.inputs,
             "state": "ok",
-            "seconds": time.monotonic() - begin,
+            "seconds": spent,
+            "usage": {**meter.read(), "resumed": resumed},
             "started": started,
             "finished": now(),
             "provenance": {**job.provenance, **provenance.of_device(device)},
