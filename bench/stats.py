@@ -7,7 +7,7 @@ the networks are, and `over` says which. Intervals are Student's; one observatio
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,6 +80,44 @@ def paired(a: ArrayLike, b: ArrayLike) -> Paired:
 
         p = float(stats.ttest_rel(first, second).pvalue)
     return Paired(mean, std, n, low, high, p)
+
+
+def pooled_paired(differences: Sequence[ArrayLike]) -> list[Paired]:
+    """Compare two methods in several places at once: one array of differences a - b [n] per place.
+
+    Every place has its own mean; the spread is taken to be the same everywhere, so that places of two or three pairs
+    borrow degrees of freedom from each other (the residual variance of a one-way layout). std is that spread. One
+    place alone gives what `paired` gives. p is None where no place has two pairs.
+    """
+    found = [np.asarray(one, dtype=float) for one in differences]
+    df = sum(one.size - 1 for one in found)
+    std = (sum(float(((one - one.mean()) ** 2).sum()) for one in found) / df) ** 0.5 if df else None
+    return [_difference(float(one.mean()), std, one.size, std and std / one.size**0.5, df) for one in found]
+
+
+def welch(a: ArrayLike, b: ArrayLike) -> Paired:
+    """Compare two methods on different seeds: the difference of the means of a [n] and b [m], variances not equal.
+
+    n is the size of the smaller sample, std None. low, high and p are None where one has a single value.
+    """
+    first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    mean, n = float(first.mean() - second.mean()), min(first.size, second.size)
+    if n < 2:
+        return Paired(mean, None, n, None, None, None)
+    x, y = (float(one.var(ddof=1)) / one.size for one in (first, second))
+    df = (x + y) ** 2 / (x**2 / (first.size - 1) + y**2 / (second.size - 1)) if x + y else 1.0  # Welch-Satterthwaite
+    return _difference(mean, None, n, (x + y) ** 0.5, df)
+
+
+def _difference(mean: float, std: float | None, n: int, error: float | None, df: float) -> Paired:
+    """Return a mean difference with interval and p from its standard error; without one they are None."""
+    if error is None:
+        return Paired(mean, std, n, None, None, None)
+    from scipy import stats
+
+    half = float(stats.t.ppf((1 + LEVEL) / 2, df)) * error
+    p = float(2 * stats.t.sf(abs(mean) / error, df)) if error else float(mean == 0)
+    return Paired(mean, std, n, mean - half, mean + half, p)
 
 
 def _interval(observed: np.ndarray) -> tuple[float, float | None, int, float | None, float | None]:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats as oracle
 
-from bench.stats import paired, summary
+from bench.stats import paired, pooled_paired, summary, welch
 
 
 def test_a_known_sample():
@@ -75,3 +75,51 @@ def test_paired_is_the_t_test_of_scipy():
 def test_equal_differences_have_no_spread():
     assert paired([1.0, 2.0], [1.0, 2.0]).p == 1.0
     assert paired([2.0, 3.0], [1.0, 2.0]).p == 0.0
+
+
+def test_welch_is_that_of_scipy():
+    rng = np.random.default_rng(0)
+    for n, m in [(2, 2), (5, 3), (8, 20)]:
+        a, b = rng.normal(0.5, 0.1, n), rng.normal(0.4, 0.02, m)
+        expected = oracle.ttest_ind(a, b, equal_var=False)
+        interval = expected.confidence_interval(0.95)
+        found = welch(a, b)
+        assert (found.mean, found.n) == (pytest.approx(a.mean() - b.mean()), min(n, m))
+        assert (found.low, found.high) == pytest.approx((interval.low, interval.high), abs=1e-12)
+        assert found.p == pytest.approx(expected.pvalue)
+
+
+def test_welch_of_a_single_value_or_without_spread():
+    assert welch([0.5], [0.1, 0.2]).low is None
+    same = welch([0.5, 0.5], [0.4, 0.4])
+    assert (same.low, same.high, same.p) == (pytest.approx(0.1), pytest.approx(0.1), 0.0)
+    assert welch([0.5, 0.5], [0.5, 0.5]).p == 1.0
+
+
+def test_one_place_pooled_is_the_paired_interval_of_scipy():
+    a, b = np.random.default_rng(1).normal(0.5, 0.1, (2, 6))
+    expected = oracle.ttest_rel(a, b)
+    interval = expected.confidence_interval(0.95)
+    (found,) = pooled_paired([a - b])
+    assert (found.low, found.high, found.p) == pytest.approx((interval.low, interval.high, expected.pvalue))
+    assert (found.low, found.high) == pytest.approx((paired(a, b).low, paired(a, b).high))
+
+
+def test_pooled_places_are_a_linear_model_with_one_mean_each():
+    rng = np.random.default_rng(2)
+    places = [rng.normal(mean, 0.1, n) for mean, n in [(0.0, 2), (0.3, 4), (-0.2, 1), (0.1, 3)]]
+    y = np.concatenate(places)
+    x = np.repeat(np.eye(len(places)), [len(one) for one in places], axis=0)
+    means, residual, *_ = np.linalg.lstsq(x, y, rcond=None)
+    df = len(y) - len(places)
+    errors = np.sqrt(np.diag(np.linalg.inv(x.T @ x)) * residual[0] / df)
+    for found, mean, error in zip(pooled_paired(places), means, errors, strict=True):
+        low, high = oracle.t.interval(0.95, df, loc=mean, scale=error)
+        assert (found.mean, found.low, found.high) == pytest.approx((mean, low, high))
+        assert found.p == pytest.approx(2 * oracle.t.sf(abs(mean) / error, df))
+
+
+def test_pooled_without_two_pairs_anywhere_has_no_interval():
+    found = pooled_paired([[0.1], [0.2]])
+    assert [(one.mean, one.std, one.low, one.p) for one in found] == [(0.1, None, None, None), (0.2, None, None, None)]
+    assert pooled_paired([[0.0, 0.0]])[0].p == 1.0
