@@ -55,14 +55,14 @@ def cost_tables(results: Results) -> list[Table]:
     for dataset, network in places.itertuples(index=False):
         here = found[(found["dataset"] == dataset) & (found["distil_network"] == network)]
         wanted = planned[(planned["dataset"] == dataset) & planned["distil_network"].isin([network, ""])]
-        columns = sorted(dict.fromkeys(here["column"]), key=_order) or [next(iter(COLUMNS))]
+        columns = sorted(dict.fromkeys(here["column"]), key=order) or [next(iter(COLUMNS))]
         rows = table_rows(results, here, wanted, columns)
         lines = [f"preset: {results.preset}", *([f"distilled with: {network}"] if network else [])]
         lines.append("median over the outer steps after warm-up; mean ± standard deviation where there are more sets")
         if any(column.startswith("seconds_to_fraction") for column in columns):
             lines.append("seconds to x %: until the set first gave x % of its final accuracy (≤: at the first look)")
         name = f"cost_{dataset}" + (f"_{network}" if places["dataset"].duplicated(keep=False).any() else "")
-        heads = tuple(COLUMNS.get(column) or _fraction(column) for column in columns)
+        heads = tuple(heading(column) for column in columns)
         title = f"Cost of the distillation, {dataset}"
         tables.append(Table(name, title, tuple(lines), ("method", "IPC"), heads, rows, tidy(here, wanted)))
     return tables
@@ -103,12 +103,17 @@ def printed(row: Any) -> str:
     return (f"≤ {text}" if row.upper else text) + mark
 
 
-def _order(column: str) -> float:
+def order(column: str) -> float:
     """Return the place of a column: as in COLUMNS, the seconds to a share after all seconds, others last."""
     known = list(COLUMNS)
     if column.startswith("seconds_to_fraction"):
         return known.index("seconds") + 0.5
     return known.index(column) if column in COLUMNS else len(known)
+
+
+def heading(column: str) -> tuple[str, str]:
+    """Return the heading and the title of a column."""
+    return COLUMNS.get(column) or _fraction(column)
 
 
 def _fraction(column: str) -> tuple[str, str]:

@@ -25,7 +25,7 @@ FILE = "report.html"
 def write(out: Path, reference: Path | None, stamp: str, *, pictures: bool = True) -> Path:
     """Write everything; see `bench.report.write`. stamp: fingerprint of the inputs, kept in the page."""
     run = results.load(out)
-    review, remark = _reference(reference)
+    review, remark = read_reference(reference)
     groups = {
         "Accuracy": accuracy.accuracy_tables(run, review if remark[:1] == ("accuracy",) else None),
         "Transfer to other networks": accuracy.cross_arch_tables(
@@ -39,22 +39,18 @@ def write(out: Path, reference: Path | None, stamp: str, *, pictures: bool = Tru
     for one in (one for tables in groups.values() for one in tables):
         table.write(one, out / "tables")
     figures, sets = _pictures(run, out) if pictures else ([], [])
-    done = run.states[run.states["state"].isin(DONE)]
-    page = (
-        templates()
-        .get_template("report.html.j2")
-        .render(
-            stamp=stamp,
-            run=run,
-            version=bench.__version__,
-            groups={title: tables for title, tables in groups.items() if tables},
-            figures=figures,
-            sets=sets,
-            counts=Counter(run.states["state"]),
-            troubles=_troubles(run),
-            environment=environment(run.out, done["key"]),
-            reference=remark,
-        )
+    done, template = run.states[run.states["state"].isin(DONE)], templates().get_template("report.html.j2")
+    page = template.render(
+        stamp=stamp,
+        run=run,
+        version=bench.__version__,
+        groups={title: tables for title, tables in groups.items() if tables},
+        figures=figures,
+        sets=sets,
+        counts=Counter(run.states["state"]),
+        troubles=_troubles(run),
+        environment=environment(run.out, done["key"]),
+        reference=remark,
     )
     with atomic_write(out / FILE, "w") as file:
         file.write(page)
@@ -78,7 +74,7 @@ def data_address(path: Path) -> str:
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def _reference(path: Path | None) -> tuple[Any, tuple[str, ...]]:
+def read_reference(path: Path | None) -> tuple[Any, tuple[str, ...]]:
     """Return the user's published numbers, and (shape, file name, how many) for the page."""
     if path is None:
         return None, ()

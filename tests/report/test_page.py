@@ -9,37 +9,17 @@ import re
 import subprocess
 import sys
 import time
-from html.parser import HTMLParser
 
 import pytest
 import torch
 from make_run import NETWORKS, Maker, make_run
+from parsed import Page
 from PIL import Image
 
 import bench.report
 from bench.api import DistilledSet, Header
 from bench.distilled import save
 from bench.errors import UserError
-
-VOID = {"meta", "img", "br", "link", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """Collects addresses and checks that every element is closed in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.addresses: list[tuple[str, str]] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        if tag not in VOID:
-            self.open.append(tag)
-        self.addresses += [(tag, value) for name, value in attributes if name in ("src", "href", "srcset", "data")]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
 
 
 @pytest.fixture(scope="module")
