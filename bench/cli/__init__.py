@@ -18,6 +18,7 @@ from bench.cli import (
     data,
     describe,
     doctor,
+    evaluate,
     gc,
     import_,
     listing,
@@ -38,7 +39,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (run, plan, status, report, show, listing, describe, validate, doctor, gc, import_, convert_generator):
+for verb in (
+    run,
+    plan,
+    status,
+    report,
+    show,
+    listing,
+    describe,
+    validate,
+    doctor,
+    evaluate,
+    gc,
+    import_,
+    convert_generator,
+):
     app.command(verb.NAME)(verb.command)
 app.add_typer(data.app, name="data")
 

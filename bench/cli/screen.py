@@ -69,9 +69,9 @@ def print_states(rows: Sequence[Mapping[str, Any]]) -> None:
             )
 
 
-def print_summary(summary: Any, folder: Path) -> None:
-    """Print how a run ended: the accuracy tables, what failed, and where the report is."""
-    for table in sorted((folder / "tables").glob("accuracy*.md")):
+def print_summary(summary: Any, folder: Path, tables: str = "accuracy*.md") -> None:
+    """Print how a run ended: the accuracy tables (or `tables`), what failed, and where the report is."""
+    for table in sorted((folder / "tables").glob(tables)):
         console.print(Text(table.read_text().rstrip()))
         console.print()
     for cell, state, reason in summary.failures:

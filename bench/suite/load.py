@@ -71,9 +71,12 @@ def load(path: Path | str, preset: str | None = None) -> Suite:
     return _check(*_lay(yaml.read(path), preset, path), path)
 
 
-def from_values(values: Mapping[str, Any], name: str) -> Suite:
-    """Return the checked suite of plain values that stand in no file. Raises as `load`; errors say `name` and key."""
-    return _check(yaml.of(values), NO_PRESET, (), Path(name))
+def from_values(values: Mapping[str, Any], name: str, preset: str = NO_PRESET) -> Suite:
+    """Return the checked suite of plain values that stand in no file. Raises as `load`; errors say `name` and key.
+
+    preset: what the tables say the numbers are, for values that were taken from a preset.
+    """
+    return _check(yaml.of(values), preset, (), Path(name))
 
 
 def _check(tree: yaml.Node, preset: str, presets: tuple[str, ...], path: Path) -> Suite:

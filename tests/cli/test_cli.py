@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 VERBS = [
-    "run", "plan", "status", "report", "show", "list", "describe", "validate", "doctor", "gc", "data",
+    "run", "plan", "status", "report", "show", "list", "describe", "validate", "doctor", "evaluate", "gc", "data",
     "convert-generator",
 ]  # fmt: skip
 ROOT = Path(__file__).parents[2]
