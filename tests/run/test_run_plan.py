@@ -59,7 +59,7 @@ def test_plan_is_computed_in_order_and_recorded(store, executor):
     result = store.result(cells[3].key)
     assert set(result) == {
         "key", "kind", "label", "config", "inputs", "state", "seconds", "started", "finished", "provenance", "files",
-        "measures",
+        "measures", "usage",
     }  # fmt: skip
     assert result["provenance"]["device"] == "cpu"
     assert result["provenance"]["packages"]["torch"]
