@@ -3,7 +3,7 @@
 Seconds say little on a machine that does other work, or on another machine. Beside them stand those of a fixed piece of
 work, a training step of a small ConvNet, repeated in the same process, on the same device, with the same number of
 threads. It runs when the result is there and the peaks of memory have been read, draws no random numbers and touches
-nothing of the cell: about 30 ms of CPU, only where the cell took long enough to be compared.
+nothing of the cell: about 50 ms of CPU, only where the cell took long enough to be compared.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ VERSION = 1
 """Of the fixed piece of work: its seconds are comparable within one version only."""
 SHORT = 0.2
 """Seconds: what takes less is mostly opening files; the machine is not measured beside it."""
-WARM_UP, STEPS = 2, 15
+WARM_UP, STEPS = 2, 30
 
 
 class Meter:
@@ -45,7 +45,7 @@ class Meter:
         }
 
     def _calibrate(self) -> dict[str, float] | None:
-        """Return the medians over a few steps; the result of the cell must not suffer from a failure here."""
+        """Return the means over a few steps; the result of the cell must not suffer from a failure here."""
         taken = []
         try:
             step = calibration_step(self.device)
@@ -55,7 +55,7 @@ class Meter:
                 taken.append([end - start for start, end in zip(begin, self._clocks(), strict=True)])
         except RuntimeError:
             return None
-        wall, cpu = (statistics.median(values) for values in zip(*taken[WARM_UP:], strict=True))
+        wall, cpu = (statistics.fmean(values) for values in zip(*taken[WARM_UP:], strict=True))
         return {"version": VERSION, "seconds": wall, "cpu_seconds": cpu}
 
     def _clocks(self) -> tuple[float, float]:
