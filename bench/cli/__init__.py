@@ -7,6 +7,7 @@ and named in one line.
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import traceback
@@ -22,6 +23,7 @@ from bench.cli import (
     gc,
     import_,
     listing,
+    new,
     plan,
     report,
     run,
@@ -53,6 +55,7 @@ for verb in (
     gc,
     import_,
     convert_generator,
+    new,
 ):
     app.command(verb.NAME)(verb.command)
 app.add_typer(data.app, name="data")
@@ -69,6 +72,8 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
 
 def main() -> None:
     """Run the command line; the entry point `ddbench`."""
+    if "" not in sys.path:  # the installed script: `module:attribute` in a suite may be a file beside the user
+        sys.path.append(os.getcwd())
     try:
         app()
     except UserError as error:

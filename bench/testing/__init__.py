@@ -7,7 +7,8 @@
 
 Plain functions for any test runner. What breaks a rule raises `AssertionError`, saying what was found and what the rule
 is; the contracts are in `bench.api`. Everything runs on the embedded datasets, through the planner and the loop of a
-real run, and all built-ins are held against the same rules.
+real run, and all built-ins are held against the same rules. `tiny_task` gives a task for tests of what a method
+computes.
 """
 
 from bench.testing.datasets import check_dataset
@@ -15,5 +16,6 @@ from bench.testing.evaluators import check_evaluator
 from bench.testing.methods import check_method
 from bench.testing.networks import check_network
 from bench.testing.planning import check_planning
+from bench.testing.workbench import tiny_task
 
-__all__ = ["check_dataset", "check_evaluator", "check_method", "check_network", "check_planning"]
+__all__ = ["check_dataset", "check_evaluator", "check_method", "check_network", "check_planning", "tiny_task"]

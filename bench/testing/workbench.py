@@ -73,3 +73,15 @@ def ensure_data_untouched(task: Any, who: str) -> None:
     for ours, theirs in ((task.data.train, fresh.train), (task.data.test, fresh.test)):
         same = torch.equal(ours.images(), theirs.images()) and torch.equal(ours.labels, theirs.labels)
         ensure(same, f"{who} writes into the real images or labels", "task.data is shared: clone what you change")
+
+
+def tiny_task(dataset: str = "debug", ipc: int | None = 2, seed: int = 0, network: str = TINY, **fields: Any) -> Any:
+    """Return a real task of a method, for tests of what it computes. fields: further ones of `bench.api.TaskSpec`."""
+    import bench.data
+    from bench.api import TaskSpec
+    from bench.nets import spec as nets
+    from bench.task import LiveTask
+
+    info = bench.data.info(dataset)
+    net = nets.resolve(nets.parse(network), info.shape)
+    return LiveTask(TaskSpec(dataset=info, ipc=ipc, seed=seed, network=net, **fields))
