@@ -179,7 +179,7 @@ def test_names_of_a_run_are_text_and_long_tables_are_cut(made, tmp_path):
     shown = body_rows(text)
     assert len(shown) == 500
     assert shown[0][:2] == [HOSTILE, "<b>mnist"]
-    assert re.search(r'<button id="more" type="button">Show all 600 rows</button>', text)
+    assert re.search(r'<button id="more" type="button">Show more of 600 rows</button>', text)
 
 
 def test_the_gallery_filters(made, tmp_path):

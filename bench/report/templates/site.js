@@ -3,10 +3,11 @@
 "use strict";
 const KEYS = ["dataset", "ipc", "preset", "suite", "run"];
 const FIRST = 500;
+const compare = new Intl.Collator("en", { numeric: true }).compare;
 const byId = id => document.getElementById(id);
 const form = byId("filters"), board = byId("board");
 const data = byId("data") ? JSON.parse(byId("data").textContent) : null;
-let all = false;
+let limit = FIRST;
 
 function make(name, text = "", kind = "") {
   const element = document.createElement(name);
@@ -22,7 +23,7 @@ function state() {
 function go(changes) {
   const wanted = state();
   for (const [key, value] of Object.entries(changes)) value ? wanted.set(key, value) : wanted.delete(key);
-  all = false;
+  limit = FIRST;
   history.replaceState(null, "", "#" + wanted);
   show();
 }
@@ -42,7 +43,7 @@ function passes(row, wanted) {
 
 function fillFilters(rows) {
   for (const key of KEYS) {
-    const values = [...new Set(rows.map(row => facts(row)[key]))].sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
+    const values = [...new Set(rows.map(row => facts(row)[key]))].sort(compare);
     form.elements[key].append(...values.map(value => new Option(value, value)));
   }
   form.hidden = false;
@@ -132,7 +133,7 @@ function sorted(rows, column, ascending) {
   return [...rows].sort((a, b) => {
     const x = column.of(a), y = column.of(b);
     if (missing(x) || missing(y)) return missing(x) - missing(y);
-    const order = typeof x === "number" ? x - y : x.localeCompare(y, "en", { numeric: true });
+    const order = typeof x === "number" ? x - y : compare(x, y);
     return ascending ? order : -order;
   });
 }
@@ -161,7 +162,7 @@ function showBoard(wanted) {
   const columns = columnsOf(view), column = columns.find(one => one.of && one.id === wanted.get("sort"));
   const chosen = view.rows.filter(row => passes(row, wanted));
   const rows = column ? sorted(chosen, column, wanted.get("order") === "ascending") : chosen;
-  const shown = all ? rows : rows.slice(0, FIRST);
+  const shown = rows.slice(0, limit);
   byId("view").value = view.name;
   board.caption.textContent = view.title;
   const line = document.createElement("tr");
@@ -174,7 +175,7 @@ function showBoard(wanted) {
   }));
   byId("count").textContent = `${rows.length} of ${view.rows.length} rows`;
   byId("more").hidden = shown.length === rows.length;
-  byId("more").textContent = `Show all ${rows.length} rows`;
+  byId("more").textContent = `Show more of ${rows.length} rows`;
   byId("warning").hidden = !rows.some(row => !data.runs[row.run].comparable);
   byId("notes").replaceChildren(...view.notes.map(note => make("li", note)));
 }
@@ -194,7 +195,7 @@ function show() {
 if (data) {
   byId("view").append(...data.views.map(view => new Option(view.title, view.name)));
   byId("view").addEventListener("input", event => go({ view: event.target.value, sort: "", order: "" }));
-  byId("more").addEventListener("click", () => { all = true; show(); });
+  byId("more").addEventListener("click", () => { limit *= 2; show(); });
 }
 fillFilters(data ? data.views.flatMap(view => view.rows) : [...byId("cards").children]);
 window.addEventListener("hashchange", show);
