@@ -19,12 +19,16 @@ def command(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show a distilled set: its header, its budget, and a picture of its images."""
+    """Show a distilled set: its header, its budget, and a picture of its images. Of a foreign file, what it is."""
     import json
 
     import bench.distilled
+    import bench.imports
     import bench.report
 
+    if file.exists() and not bench.imports.is_own(file):
+        _show_foreign(file, as_json)
+        return
     distilled = bench.distilled.load(file)
     facts = bench.distilled.summary(distilled)
     target = bench.report.picture(distilled, picture or file.with_suffix(".png"))
@@ -35,3 +39,14 @@ def command(
 
     screen.print_facts(facts)
     print(f"picture: {target}")
+
+
+def _show_foreign(file: Path, as_json: bool) -> None:
+    """Print what `ddbench import` would find in a file of another project."""
+    import json
+
+    import bench.imports
+    from bench.cli import screen
+
+    facts = bench.imports.summary(bench.imports.read(file))
+    print(json.dumps(facts, indent=1)) if as_json else screen.print_facts(facts)

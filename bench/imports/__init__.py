@@ -22,7 +22,10 @@ from bench.imports.formats import FORMATS, Foreign
 from bench.imports.make import make
 from bench.imports.space import Choice
 
-__all__ = ["FORMATS", "SEED", "Choice", "Foreign", "is_own", "load", "make", "read"]
+__all__ = ["FORMATS", "SEED", "Choice", "Foreign", "is_own", "load", "make", "read", "summary"]
+
+SPACES = {None: "not in the file", "frepo": "zca-frepo, meanstd if grey"}
+"""What the spaces of a format are called, where not by their name."""
 
 
 def read(path: Path | str, *, which: int | None = None, labels: Path | str | None = None, seed: int = SEED) -> Foreign:
@@ -35,6 +38,8 @@ def read(path: Path | str, *, which: int | None = None, labels: Path | str | Non
     for place in (path, at):
         if place is not None and not place.exists():
             raise UserError("there is no such file", where=str(place))
+        if place is not None and not (place.is_file() or place.is_dir()):
+            raise UserError("neither a file nor a folder", where=str(place))
     if path.is_dir():
         return folder.read(path, at, seed)
     return recognise.read(path, which, at)
@@ -44,9 +49,26 @@ def is_own(path: Path | str) -> bool:
     """Return whether a file is a set of ddbench. False for what cannot be read."""
     path = Path(path).expanduser()
     try:
-        return array_file.is_ddbench(path)
+        return path.is_file() and array_file.is_ddbench(path)
     except Exception:  # whatever a foreign file makes the library raise: it is not ours
         return False
+
+
+def summary(foreign: Foreign) -> dict[str, Any]:
+    """Return what was found, as plain JSON values."""
+    images, labels = foreign.images, foreign.labels
+    return {
+        "format": f"{foreign.format.title} ({foreign.format.name})",
+        "files": [path.name for path in foreign.files],
+        "sets": foreign.sets,
+        "images": f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}",
+        "value_range": [float(images.min()), float(images.max())],
+        "labels": "classes" if labels.dim() == 1 else f"{labels.shape[1]} numbers each",
+        "learned_rate": foreign.rate,
+        "outliers": None if foreign.outliers is None else list(foreign.outliers.shape),
+        "space": "pixels" if foreign.pixels else SPACES.get(foreign.format.space, foreign.format.space),
+        "notes": list(foreign.notes),
+    }
 
 
 def load(path: Path | str, *, dataset: str | None = None, **options: Any) -> DistilledSet:

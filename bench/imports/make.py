@@ -143,7 +143,9 @@ def _ipc(labels: Tensor, kind: LabelKind, classes: int) -> int | None:
     per_class, rest = divmod(len(labels), classes)
     if rest or not per_class:
         return None
-    if kind == "hard" and int(labels.min()) >= 0:
+    if kind == "hard":
+        if int(labels.min()) < 0 or int(labels.max()) >= classes:  # `check` says so
+            return None
         return per_class if set(torch.bincount(labels, minlength=classes).tolist()) == {per_class} else None
     return per_class
 

@@ -1,6 +1,7 @@
 """What the official code wrote comes back: the same values, what they mean, and a header that says where from."""
 
 import hashlib
+import os
 
 import numpy as np
 import official_files as official
@@ -360,6 +361,7 @@ def test_what_is_no_set_is_named(tmp_path):
     torch.save(torch.zeros(10, 3, 8, 8), tmp_path / "images_8.pt")
     (tmp_path / "text").write_text("hello")
     (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     expected = {
         "replay_buffer_0.pt": "a list of 2: not a distilled set",
         "net.pt": "the names weight, bias: no images and labels",
@@ -369,6 +371,7 @@ def test_what_is_no_set_is_named(tmp_path):
         "text": "not a file that ddbench can read",
         "empty": "no folders of images",
         "missing": "there is no such file",
+        "pipe": "neither a file nor a folder",
     }
     for name, message in expected.items():
         with pytest.raises(UserError, match=message):
