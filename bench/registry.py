@@ -68,6 +68,7 @@ METHODS = Registry(
     "method",
     {
         "random": "methods.random:Random",
+        "random_soft": "methods.random_soft:RandomSoft",
         "herding": "methods.herding:Herding",
         "kcenter": "methods.kcenter:KCenter",
         "forgetting": "methods.forgetting:Forgetting",
@@ -116,6 +117,7 @@ EVALUATORS = Registry(
         "lira": "evaluators.membership:LiRA",
         "subgroup": "evaluators.subgroup:Subgroup",
         "corruption": "evaluators.corruption:Corruption",
+        "ddranking": "evaluators.ddranking:DDRanking",
     },
     "ddbench.evaluators",
 )

@@ -6,7 +6,7 @@ whole distillation, peak memory. A cell that ran out of memory is a row that say
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -69,12 +69,18 @@ def cost_tables(results: Results) -> list[Table]:
 
 
 def table_rows(
-    results: Results, found: pd.DataFrame, planned: pd.DataFrame, columns: list[str], by: Sequence[str] = ()
+    results: Results,
+    found: pd.DataFrame,
+    planned: pd.DataFrame,
+    columns: list[str],
+    by: Sequence[str] = (),
+    text: Callable[[Any], str] | None = None,
 ) -> tuple[Row, ...]:
     """Return one row per method and IPC in plan order; one without any number shows its state in every place.
 
-    by: further columns of `found` whose values make rows of their own, with a header each.
+    by: further columns of `found` whose values make rows of their own, with a header each. text: prints a number.
     """
+    text = text or printed
     values = {(row.label, _ipc(row.ipc), *_values(row, by), row.column): row for row in rows_of(found)}
     words = {(row.label, _ipc(row.ipc)): row.word for row in rows_of(planned[~planned["done"]])}
     places = dict.fromkeys(key[:-1] for key in values)
@@ -85,7 +91,7 @@ def table_rows(
         for place in sorted(own, key=lambda place: (place[1] is None, place[1] or 0)):
             missing = Cell(words[place[:2]], kind="state") if place[:2] in words else Cell()
             have = [values.get((*place, column)) for column in columns]
-            cells = [missing if row is None else Cell(printed(row), row.mean, kind="value") for row in have]
+            cells = [missing if row is None else Cell(text(row), row.mean, kind="value") for row in have]
             rows.append(Row((label, "all" if place[1] is None else str(place[1]), *place[2:]), tuple(cells)))
     return tuple(rows)
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
 from bench.report import cost
 from bench.report.grid import MARK, WHERE
 from bench.report.results import Results, groups_of, rows_of, summarise
-from bench.report.table import Row, Table, file_name
+from bench.report.table import Row, Table, file_name, percent
 
 MADE = ["dataset", "distil_network", "network", "recipe", "selection"]
 MANY = 24
@@ -26,6 +26,7 @@ MANY = 24
 OWN = ("accuracy", "cross_arch")
 """Evaluators whose accuracies have tables of their own; so has all of `cost`."""
 DIVERGED = "diverged"
+SPREAD = "mean ± standard deviation; 95 % intervals are in the CSV"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Layout:
     rows: tags whose values make rows of their own, with the title of their header column.
     only: tag -> values by preference; the first that occurs is shown.
     missing: the metric that stands for what could not be measured, its tags saying what and why; it becomes notes.
+    together: columns of MADE that may differ between the rows of one table.
+    intervals: whether the 95 % intervals stand in the table.
     notes: further notes.
     """
 
@@ -61,6 +64,8 @@ class Layout:
     rows: Mapping[str, str] = field(default_factory=dict)
     only: Mapping[str, Sequence[str]] = field(default_factory=dict)
     missing: str = ""
+    together: Sequence[str] = ()
+    intervals: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -171,6 +176,46 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
             rows={"rate": "false alarms"},
         ),
     ),
+    "ddranking": (
+        Layout(
+            "DD-Ranking scores",
+            {
+                "lrs": Shown("LRS", "high"),
+                "ars": Shown("ARS", "high"),
+                "hlr": Shown("HLR", "low"),
+                "ior": Shown("IOR", "high"),
+            },
+            rows={"own": "own protocol", "baseline": "against"},
+            together=("distil_network",),
+            intervals=True,
+            notes=(
+                "HLR: points of accuracy lost to all real images on hard labels; IOR: points gained over as many random "
+                "images under the own protocol; LRS and ARS: both in one, robust to soft labels and to augmentation; "
+                "26.9 is the score of no difference",
+                "selection last: rates chosen on real training images; best-test: rates and epochs on the test set",
+            ),
+        ),
+        Layout(
+            "Accuracies behind the DD-Ranking scores",
+            {"accuracy": Shown("accuracy"), "rate": Shown("rate")},
+            name="runs",
+            columns="run",
+            rows={"baseline": "against"},
+            together=("distil_network", "recipe"),
+            notes=(
+                "own: the own protocol; turned: the same without augmentation, or with it where that has none; random: "
+                "random images; hard: soft labels made hard; rate: mean learning rate that was chosen",
+            ),
+        ),
+        Layout(
+            "Differences behind the DD-Ranking scores",
+            {"alpha": Shown("of LRS", "high"), "beta": Shown("of ARS", "high")},
+            name="differences",
+            rows={"own": "own protocol", "baseline": "against"},
+            together=("distil_network",),
+            intervals=True,
+        ),
+    ),
     "continual": (
         Layout(
             "Class-incremental learning",
@@ -222,7 +267,9 @@ def plain_tables(results: Results) -> list[Table]:
 
 def _plain(results: Results) -> list[Sheet]:
     records = results.records
-    shown = (records["evaluator"] == "cost") | records["evaluator"].isin(OWN) & records["metric"].isin(("accuracy", "storage"))
+    shown = (records["evaluator"] == "cost") | records["evaluator"].isin(OWN) & records["metric"].isin(
+        ("accuracy", "storage")
+    )
     for name, layouts in LAYOUTS.items():
         metrics = {metric for layout in layouts for metric in (*layout.metrics, layout.missing)}
         shown |= (records["evaluator"] == name) & records["metric"].isin(metrics)
@@ -247,11 +294,15 @@ def _plain(results: Results) -> list[Sheet]:
 
 
 def _split(
-    results: Results, evaluator: str, found: pd.DataFrame, by: Sequence[str] = ()
+    results: Results, evaluator: str, found: pd.DataFrame, by: Sequence[str] = (), together: Sequence[str] = ()
 ) -> Iterator[tuple[tuple[str, ...], pd.DataFrame, pd.DataFrame, bool]]:
-    """Yield (values of MADE and `by`, rows, planned cells, whether the dataset tells the tables apart)."""
+    """Yield (values of MADE and `by`, rows, planned cells, whether the dataset tells the tables apart).
+
+    together: those of MADE that do not split; their value is empty.
+    """
     planned = results.planned(evaluator)
-    groups = list(groups_of(found, [*MADE, *by]))
+    apart = found.assign(**dict.fromkeys(together, ""))
+    groups = [(key, found.loc[part.index]) for key, part in groups_of(apart, [*MADE, *by])]
     if not groups and len(planned):
         empty = [""] * (len(MADE) - 1 + len(by))
         groups = [((dataset, *empty), found) for dataset in planned["dataset"].unique()]
@@ -276,15 +327,18 @@ def _laid_out(results: Results, evaluator: str, layout: Layout) -> list[Sheet]:
     lost = records[records["metric"] == layout.missing] if layout.missing else records[:0]
     measured, chosen = _chosen(_with_tags(records[records["metric"].isin(list(layout.metrics))], layout), layout)
     found_sheets = []
-    for key, here, wanted, unique in _split(results, evaluator, _summaries(measured, layout), ["rest"]):
+    text = _with_interval if layout.intervals else cost.printed
+    for key, here, wanted, unique in _split(
+        results, evaluator, _summaries(measured, layout), ["rest"], layout.together
+    ):
         columns, by = _columns(here, layout), [_tag(name) for name in layout.rows]
-        rows = cost.table_rows(results, here, wanted, [_column(*column) for column in columns], by)
+        rows = cost.table_rows(results, here, wanted, [_column(*column) for column in columns], by, text)
         if not rows:  # the suite did not ask for these metrics
             continue
         shown = [layout.metrics[metric] for _, metric in columns]
         fixed = [f"{tag}: {value}" for tag, value in chosen.items()]
         lines = [*_made(results, key), *fixed, *key[len(MADE) :]]
-        lines += ["mean ± standard deviation; 95 % intervals are in the CSV", *layout.notes]
+        lines += ["mean [95 % interval]" if layout.intervals else SPREAD, *layout.notes]
         marks = [f"{MARK} networks that diverged are among the mean"] if here[DIVERGED].any() else []
         reasons = _reasons(lost[lost["dataset"] == key[0]])
         table = Table(
@@ -357,6 +411,13 @@ def _summaries(records: pd.DataFrame, layout: Layout) -> pd.DataFrame:
     names = [_column(group, metric) for group, metric in zip(records["head"], records["metric"], strict=True)]
     records = records.assign(column=pd.Series(names, records.index, dtype="object"), flag=records["flag"].astype(bool))
     return summarise(records, [*by, "head", "column"]).rename(columns={"flagged": DIVERGED}).assign(upper=0)
+
+
+def _with_interval(row: Any) -> str:
+    """Return a fraction in percent with its interval, where there is one."""
+    if pd.isna(row.low):
+        return cost.printed(row)
+    return f"{percent(row.mean)} % [{percent(row.low)}, {percent(row.high)}]{MARK if row.diverged else ''}"
 
 
 def _column(group: str, metric: str) -> str:
