@@ -11,10 +11,12 @@ import os
 import sys
 import tempfile
 import traceback
+import warnings
 
 import typer
 
 from bench.cli import (
+    check,
     convert_generator,
     data,
     describe,
@@ -46,6 +48,7 @@ for verb in (
     plan,
     status,
     report,
+    check,
     show,
     listing,
     describe,
@@ -74,6 +77,7 @@ def main() -> None:
     """Run the command line; the entry point `ddbench`."""
     if "" not in sys.path:  # the installed script: `module:attribute` in a suite may be a file beside the user
         sys.path.append(os.getcwd())
+    warnings.formatwarning = _warning
     try:
         app()
     except UserError as error:
@@ -89,6 +93,14 @@ def main() -> None:
             traceback.print_exc(file=log)
         _complain(f"internal error: {type(error).__name__}: {error}\nThis is a defect of ddbench. Details: {log.name}")
         sys.exit(70)
+
+
+def _warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Return a warning as text: what is said to users stands alone, what is said to developers names its place."""
+    place = "" if category is UserWarning else f"{filename}:{lineno}: {category.__name__}: "
+    return f"ddbench: {place}{message}\n"
 
 
 def _complain(text: str) -> None:

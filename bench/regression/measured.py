@@ -1,0 +1,214 @@
+"""What a results folder says that can be compared with another one: accuracies, costs of cells, what has a result.
+
+Accuracies come from records.jsonl. Costs come from the cells themselves: seconds on the wall and of CPU, those of one
+step of the calibration (`bench.run.usage`), and the peak of memory of a distillation. A folder without its cells, as
+results are published, has accuracies only.
+
+A cost belongs to a name (a cell without its seed) and a digest of all settings of the cell, versions apart: what
+another batch size costs says nothing about the code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from bench.report import results as runs
+from bench.report.results import DONE, Results, rows_of
+from bench.run.store import Damaged, Store
+from bench.run.usage import SHORT, VERSION
+from bench.suite.keys import canonical
+
+METRICS = (
+    "accuracy", "krr_accuracy", "corruption_accuracy", "common_accuracy", "continual_accuracy", "average_accuracy",
+    "cluster_min", "group_min",
+)  # fmt: skip
+"""Metrics that are compared: fractions of test images of which more is better."""
+HARDWARE = ("system", "cpu", "device", "gpu", "threads")
+"""What must be equal for seconds to be comparable; of the provenance of every cell."""
+
+
+class Where(NamedTuple):
+    """What one accuracy is of; networks and seeds are what it is averaged over."""
+
+    dataset: str
+    label: str
+    ipc: int | None
+    evaluator: str
+    metric: str
+    network: str
+    distil_network: str
+    recipe: str
+    selection: str
+    tags: str
+
+
+Values = dict[int, dict[int, float]]
+"""Measured fractions by seed and replicate (0 where a measure has no replicate)."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one cell took.
+
+    cpu, wall: seconds as multiples of one step of the calibration in the same run, `SHORT` ones as if of that length.
+    cpu_seconds, seconds: as measured. MiB: peak, None where none was measured in a process of its own.
+    """
+
+    cpu: float
+    wall: float
+    cpu_seconds: float
+    seconds: float
+    MiB: float | None
+
+
+@dataclass
+class Cost:
+    """What the cells of one name and one setting took on one kind of hardware: one sample per seed."""
+
+    name: str
+    digest: str
+    hardware: str
+    samples: list[Sample] = field(default_factory=list)
+
+    def median(self, what: str) -> float | None:
+        """Return the median over the seeds, None where no seed has that number."""
+        values = [value for sample in self.samples if (value := getattr(sample, what)) is not None]
+        return statistics.median(values) if values else None
+
+    def short(self, unit: str) -> bool:
+        """Return whether the cells are too short for their seconds to mean anything."""
+        return (self.median(unit) or 0.0) < SHORT
+
+
+@dataclass
+class Measured:
+    """One results folder. cells: name -> (state, reason) of every evaluation. origin: provenance of the run."""
+
+    suite: str
+    preset: str
+    accuracy: dict[Where, Values]
+    cells: dict[str, tuple[str, str]]
+    costs: list[Cost]
+    origin: dict[str, Any]
+
+
+def read(folder: Path) -> Measured:
+    """Read a results folder. Raises `UserError` where it holds no run, or a damaged one."""
+    results = runs.load(folder)
+    cells: dict[str, tuple[str, str]] = {}
+    for row in rows_of(results.plan[results.plan["kind"] == "evaluate"]):
+        if cells.get(row.cell, ("ok", ""))[0] in DONE:  # of several cells of one name the failed one counts
+            cells[row.cell] = results.cause(row.key)
+    store = Store(folder)
+    stored = [found for key in dict.fromkeys(results.plan["key"]) if (found := _result(store, key))]
+    steps = _calibration(stored)
+    origin = _origin(stored, steps)
+    return Measured(results.suite, results.preset, _accuracies(results), cells, _costs(stored, steps), origin)
+
+
+def _accuracies(results: Results) -> dict[Where, Values]:
+    """Return the accuracies of final sets."""
+    records = results.records
+    records = records[records["metric"].isin(METRICS) & (records["unit"] == "fraction") & records["step"].isna()]
+    found: dict[Where, Values] = {}
+    for row in rows_of(records):
+        where = Where(**{name: getattr(row, name) for name in Where._fields})._replace(ipc=_number(row.ipc))
+        found.setdefault(where, {}).setdefault(_number(row.seed) or 0, {})[_number(row.replicate) or 0] = row.value
+    return found
+
+
+def _number(value: Any) -> int | None:
+    return None if pd.isna(value) else int(value)
+
+
+# ------------------------------------------------------------------------------------ what the cells tell
+
+
+def _result(store: Store, key: str) -> dict[str, Any] | None:
+    """Return the result of a cell that was measured from its begin to its end, None where there is none."""
+    try:
+        result = store.result(key)
+    except Damaged:
+        return None
+    return result if result and "usage" in result and not result["usage"]["resumed"] else None
+
+
+def _calibration(stored: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
+    """Return CPU seconds and seconds of one step of the calibration by hardware: means over the cells of the run.
+
+    The steps after a cell see one moment, the cell saw many. On two cores with eight busy processes the medians of two
+    seeds vary from run to run by 8 % as multiples of the mean over 30 cells, by 12 % as plain CPU seconds; wall clock
+    varies by 35 %, and by 80 % as a multiple of a calibration on the wall. A dozen cells give a mean that is worse than
+    none, 14 % against 11 %: the measured band says so.
+    """
+    steps: dict[str, list[tuple[float, float]]] = {}
+    for result in stored:
+        step = result["usage"]["calibration"]
+        if step and step["version"] == VERSION:
+            steps.setdefault(_hardware(result), []).append((step["cpu_seconds"], step["seconds"]))
+    return {
+        name: (statistics.fmean(cpu for cpu, _ in rows), statistics.fmean(wall for _, wall in rows))
+        for name, rows in steps.items()
+    }
+
+
+def _costs(stored: list[dict[str, Any]], steps: dict[str, tuple[float, float]]) -> list[Cost]:
+    """Return what the cells took by name, settings and hardware; nothing where no cell was calibrated."""
+    found: dict[tuple[str, str, str], Cost] = {}
+    for result in stored:
+        hardware, usage = _hardware(result), result["usage"]
+        if hardware not in steps:
+            continue
+        cpu_step, step = steps[hardware]
+        name, digest = re.sub(r", seed \d+", "", result["label"]), _digest(result["config"])
+        peaks = [result.get("profile", {}).get(f"peak_{where}_MiB") for where in ("device", "host")]
+        memory = next((peak for peak in peaks if peak is not None), None)
+        sample = Sample(
+            max(SHORT, usage["cpu_seconds"]) / cpu_step,
+            max(SHORT, usage["seconds"]) / step,
+            usage["cpu_seconds"],
+            usage["seconds"],
+            memory if usage["own_process"] else None,
+        )
+        cost = found.setdefault((name, digest, hardware), Cost(name, digest, hardware))
+        cost.samples.append(sample)
+    return list(found.values())
+
+
+def _digest(config: dict[str, Any]) -> str:
+    """Return a hash of the settings of a cell without version, inputs (keys, which hold versions) and seed."""
+    own = {name: value for name, value in config.items() if name not in ("version", "inputs")}
+    if "task" in own:
+        own["task"] = {name: value for name, value in own["task"].items() if name != "seed"}
+    return hashlib.sha256(canonical(own).encode()).hexdigest()[:12]
+
+
+def _hardware(result: dict[str, Any]) -> str:
+    origin = result["provenance"]
+    return ", ".join(f"{name} {origin[name]}" for name in HARDWARE if name in origin)
+
+
+def _origin(stored: list[dict[str, Any]], steps: dict[str, tuple[float, float]]) -> dict[str, Any]:
+    """Return when, by which code and on what the cells were computed; different values are all named."""
+    facts = {name: _values(stored, name) for name in ("ddbench", "commit", "dirty", "python", "packages")}
+    times = sorted(result[name] for result in stored for name in ("started", "finished"))
+    calibration = {name: {"cpu_seconds": cpu, "seconds": wall} for name, (cpu, wall) in steps.items()}
+    return {
+        **facts,
+        "started": times[:1],
+        "finished": times[-1:],
+        "hardware": sorted({_hardware(one) for one in stored}),
+        "calibration": calibration,
+    }
+
+
+def _values(stored: list[dict[str, Any]], name: str) -> list[Any]:
+    values = {canonical(value): value for one in stored if (value := one["provenance"].get(name)) is not None}
+    return [values[text] for text in sorted(values)]
