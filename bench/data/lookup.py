@@ -51,14 +51,15 @@ def entries() -> dict[str, Entry]:
     plugins = Registry("dataset", {}, "ddbench.datasets")
     found = dict(ENTRIES)
     for name in plugins.names():
+        if name in ENTRIES:
+            warnings.warn(f"plug-in dataset {name!r} is ignored: the name is built in", stacklevel=2)
+            continue
         try:
             plugin = plugins.get(name)
         except UserError as error:
             warnings.warn(str(error), stacklevel=2)
             continue
-        if name in ENTRIES:
-            warnings.warn(f"plug-in dataset {name!r} is ignored: the name is built in", stacklevel=2)
-        elif not isinstance(plugin, Entry) or plugin.info.name != name:
+        if not isinstance(plugin, Entry) or plugin.info.name != name:
             warnings.warn(f"plug-in dataset {name!r} is ignored: it is not an Entry of this name", stacklevel=2)
         else:
             found[name] = plugin

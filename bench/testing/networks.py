@@ -82,7 +82,7 @@ class _Check:
         other = all(torch.equal(a, b) for a, b in zip(weights, self._drawn(1).parameters(), strict=True))
         ensure(not other, f"{self.who} has the same weights with another generator", drawn)
 
-    def _check_outputs(self, network: nn.Module) -> None:
+    def _check_outputs(self, network: Any) -> None:
         parts = "a network has features(images) [n, feature_size] and head, and is head after features"
         for name in ("features", "head", "feature_size"):
             ensure(hasattr(network, name), f"{self.who} has no {name}", parts)
@@ -115,7 +115,9 @@ class _Check:
         first = torch.autograd.grad(loss, list(weights.values()), create_graph=True, allow_unused=True)
         unused = [name for name, gradient in zip(weights, first, strict=True) if gradient is None]
         ensure(not unused, f"{self.who} does not use {', '.join(unused)}", "every weight has a part in the logits")
-        (second,) = torch.autograd.grad(sum(one.square().sum() for one in first), [images], allow_unused=True)
+        (second,) = torch.autograd.grad(
+            torch.stack([one.square().sum() for one in first]).sum(), [images], allow_unused=True
+        )
         ensure(
             second is not None and bool(second.isfinite().all()) and bool(second.any()),
             f"{self.who} has no finite gradient of its gradient by the images, or one that is 0 everywhere",

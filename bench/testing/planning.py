@@ -50,7 +50,7 @@ def check_planning(*things: Thing) -> None:
 
 def _answer(things: list[tuple[str, str, dict[str, Any]]]) -> None:
     """Print a list of problems, empty text for none; the main function of the process without torch."""
-    sys.modules["torch"] = None  # type: ignore[assignment] - an import of it now fails
+    sys.modules["torch"] = None  # type: ignore[assignment]  # an import of it now fails
     print(json.dumps([_problem(*thing) for thing in things]))
 
 
@@ -104,7 +104,7 @@ def _common(thing: Any) -> None:
         ensure(isinstance(text, str) and (bool(text) or name == "citation"), f"has no {name}", f"{name} is a text")
     version = getattr(thing, "version", None)
     ensure(type(version) is int and version >= 1, f"has version {version!r}", "version is a whole number from 1")
-    params = getattr(thing, "Params", None)
+    params: Any = getattr(thing, "Params", None)
     ensure(
         isinstance(params, type) and issubclass(params, Params),
         f"has Params {params!r}",
@@ -163,7 +163,7 @@ def _method(name: str, given: dict[str, Any]) -> None:
     from bench.suite.resolve import plugin
     from bench.train import recipe
 
-    kind: Any = plugin(METHODS, name, Method)  # type: ignore[type-abstract]
+    kind: Any = plugin(METHODS, name, Method)
     _common(kind)
 
     def ask(info: DatasetInfo, ipc: int) -> None:
@@ -196,7 +196,7 @@ def _evaluator(name: str, given: dict[str, Any]) -> None:
     from bench.suite.resolve import plugin
     from bench.train import recipe
 
-    kind: Any = plugin(EVALUATORS, name, Evaluator)  # type: ignore[type-abstract]
+    kind: Any = plugin(EVALUATORS, name, Evaluator)
     _common(kind)
     params = _validated(kind, given, "the given parameters")
     review = recipe.resolve("review").model_dump(mode="json")

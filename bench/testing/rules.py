@@ -48,11 +48,10 @@ def _states() -> dict[str, Any]:
     """Return the states of the global generators, as values that can be compared."""
     import numpy as np
 
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {
         "random": random.getstate(),
-        "numpy": (kind, keys.tobytes(), *rest),
+        "numpy": repr([part.tobytes() if isinstance(part, np.ndarray) else part for part in np.random.get_state()]),  # noqa: NPY002
         "torch": torch.get_rng_state().numpy().tobytes(),
         "torch (CUDA)": [state.numpy().tobytes() for state in cuda],
     }
