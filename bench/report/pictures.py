@@ -21,6 +21,7 @@ from bench.lazy import torch
 from bench.report.results import Results, rows_of
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
     from bench.api import DistilledSet
@@ -60,14 +61,24 @@ def write(results: Results, folder: Path) -> list[Picture]:
 
 
 def draw(distilled: DistilledSet, path: Path, columns: int = COLUMNS, classes: int = CLASSES) -> Path:
-    """Write a PNG with one row per class and return its path.
+    """Write the `image` of a set as a PNG and return its path."""
+    from bench.run.atomic import atomic_write
+
+    picture = image(distilled, columns, classes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        picture.save(file, format="PNG", optimize=True)
+    return path
+
+
+def image(distilled: DistilledSet, columns: int = COLUMNS, classes: int = CLASSES) -> Image:
+    """Return the picture of a set, one row per class.
 
     Classes are those of the hard labels, or the likeliest of soft ones. Raises `UserError` where the set cannot be
     decoded: the data it points at or its decoder are not here.
     """
-    from PIL import Image
+    from PIL.Image import fromarray
 
-    from bench.run.atomic import atomic_write
     from bench.tv import torchvision
 
     images = to_pixels(distilled)
@@ -81,11 +92,7 @@ def draw(distilled: DistilledSet, path: Path, columns: int = COLUMNS, classes: i
     factor = max(1, 24 // tiles.shape[-1])  # small images are enlarged so that pixels stay visible
     tiles = tiles.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     canvas = torchvision().utils.make_grid(tiles, nrow=width, padding=2, pad_value=1.0)
-    picture = Image.fromarray((canvas.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        picture.save(file, format="PNG", optimize=True)
-    return path
+    return fromarray((canvas.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 def _filled(row: Tensor, width: int) -> Tensor:

@@ -118,7 +118,7 @@ def load(out: Path) -> Results:
     ]
     states[["state", "reason"]] = pd.DataFrame(found, columns=["state", "reason"], dtype="object")
     states["seconds"] = pd.Series([lines.get(key, {}).get("seconds") for key in cells["key"]], dtype="float64")
-    return Results(out, str(suite.get("name", out.name)), preset, _records(out / "records.jsonl"), cells, states)
+    return Results(out, str(suite.get("name", out.name)), preset, frame(_lines(out / "records.jsonl")), cells, states)
 
 
 def summarise(records: pd.DataFrame, by: list[str]) -> pd.DataFrame:
@@ -162,17 +162,17 @@ def groups_of(frame: pd.DataFrame, by: str | list[str]) -> Iterator[tuple[Any, p
     return iter(frame.groupby(by, sort=False, dropna=False))
 
 
-def _records(path: Path) -> pd.DataFrame:
-    rows = _lines(path)
+def frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Return records as a frame, one row each; see `Results.records`. The rows are changed."""
     for row in rows:
         row["tags"] = ", ".join(f"{name}={value}" for name, value in sorted((row.get("tags") or {}).items()))
-    frame = pd.DataFrame(rows, columns=list(RECORD_COLUMNS), dtype="object")
+    found = pd.DataFrame(rows, columns=list(RECORD_COLUMNS), dtype="object")
     for column in TEXTS:
-        frame[column] = frame[column].fillna("")
+        found[column] = found[column].fillna("")
     for column in ("ipc", "seed", "replicate", "step"):
-        frame[column] = frame[column].astype("Int64")
-    frame["value"] = frame["value"].astype("float64")
-    return frame
+        found[column] = found[column].astype("Int64")
+    found["value"] = found["value"].astype("float64")
+    return found
 
 
 def _flat(cell: dict[str, Any]) -> dict[str, Any]:

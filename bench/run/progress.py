@@ -1,4 +1,4 @@
-"""What a person sees while a plan runs: a live display on a terminal, plain lines with the time elsewhere."""
+"""What a person sees while a plan runs: live on a terminal or in a notebook, plain lines with the time elsewhere."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 from rich.console import Console, Group, RenderableType
@@ -140,7 +141,8 @@ class Screen:
 def display(cells: Sequence[Any], jobs: int) -> Iterator[Any]:
     """Give a function that takes events and shows them on stderr, live where that is a terminal."""
     console = Console(stderr=True)
-    if not console.is_terminal:
+    notebook = console.is_jupyter and find_spec("ipywidgets") is not None  # what redraws in place there
+    if not (console.is_terminal or notebook):
         yield Lines(cells, jobs)
         return
     screen = Screen(cells, jobs, console)
