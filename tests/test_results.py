@@ -77,6 +77,20 @@ def test_the_group_risk_lifts_rare_images_and_the_released_one_does_not(host):
     assert code == plain
 
 
+def test_the_group_risk_on_mnist_is_sure_in_the_matching_only():
+    plain, risk = (of_the_rare("rdd_mnist", label) for label in ("rdd_dm none", "rdd_dm"))
+    assert risk.low > plain.high
+    plain, risk = (of_the_rare("rdd_mnist", label) for label in ("rdd_mtt none", "rdd_mtt"))
+    assert plain.mean < risk.mean and risk.low < plain.high
+    assert of_the_rare("rdd_mnist", "rdd").low < of_the_rare("rdd_mnist", "rdd none").high
+
+
+def test_isa_and_frepo_agree_within_their_intervals():
+    frepo, isa, random = (accuracies("isa_mnist", label, 1) for label in ("frepo", "isa", "random"))
+    assert min(frepo.low, isa.low) > random.high
+    assert isa.low < frepo.mean < isa.high
+
+
 @pytest.mark.parametrize("run", sorted(path.parent.name for path in RESULTS.glob("*/states.jsonl")))
 def test_every_cell_of_a_committed_run_has_a_result(run):
     states = [json.loads(line)["state"] for line in (RESULTS / run / "states.jsonl").read_text().splitlines()]
