@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 
+from bench import heap
 from bench.lazy import torch
 
 PHASES = ("data", "network", "set", "evaluation")
@@ -64,6 +65,7 @@ class Profile:
         if self._begin is not None:
             raise RuntimeError("the profile is already running")
         self._run_steps = 0
+        heap.release()  # pages kept from loading the data would hide as many of the method's
         self._host_source = reset_host_peak()
         self._baseline = resident_mib()
         if self.device.type == "cuda":

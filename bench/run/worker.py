@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from bench import heap
 from bench.api import Evaluator, Measure
 from bench.errors import Diverged, UserError
 from bench.registry import ARTIFACTS, EVALUATORS, Registry
@@ -160,6 +161,7 @@ def use(device: str, threads: int) -> str:
     bits of mantissa would make a result depend on the graphics card.
     """
     torch.set_num_threads(threads)
+    heap.keep()
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     resolved = resolve_device(device)
