@@ -14,6 +14,7 @@ import yaml
 
 from bench import data
 from bench.registry import EVALUATORS, METHODS
+from bench.testing import check_method
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -41,6 +42,12 @@ def test_the_method_of_the_readme_runs_in_a_suite(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     records = [json.loads(line) for line in next(tmp_path.glob("runs/*/records.jsonl")).read_text().splitlines()]
     assert {record["method"] for record in records} == {"random", "mean_images:MeanImages"}
+
+
+def test_the_method_of_the_readme_keeps_the_contract(tmp_path, monkeypatch):
+    (tmp_path / "mean_images.py").write_text(re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1))
+    monkeypatch.syspath_prepend(tmp_path)
+    check_method("mean_images:MeanImages", {"iterations": 4})
 
 
 @pytest.mark.parametrize("names", [METHODS.names(), EVALUATORS.names()])
