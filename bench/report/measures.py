@@ -189,7 +189,7 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
             together=("distil_network",),
             intervals=True,
             notes=(
-                "HLR: points of accuracy lost to all real images on hard labels; IOR: points gained over as many random "
+                "HLR: points of accuracy lost to all real images on hard labels; IOR: points gained over random "
                 "images under the own protocol; LRS and ARS: both in one, robust to soft labels and to augmentation; "
                 "26.9 is the score of no difference",
                 "selection last: rates chosen on real training images; best-test: rates and epochs on the test set",
