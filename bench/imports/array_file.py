@@ -135,7 +135,7 @@ def _flax_array(data: bytes) -> Stored:
     import msgpack
 
     shape, name, values = msgpack.unpackb(data, max_array_len=MOST, max_map_len=MOST, raw=True)
-    if not isinstance(name, bytes) or not isinstance(values, bytes):
+    if not isinstance(name, bytes) or not isinstance(values, bytes) or name == b"object":
         raise Damaged("an array without type or values")
     dtype = numpy_type(name.decode("ascii"))
     if count(shape, dtype.itemsize) * dtype.itemsize != len(values):

@@ -86,7 +86,7 @@ def _container(path: Path) -> tuple[str, Callable[[Path], Any]]:
 
 
 def _refuse_pickle(path: Path) -> Any:
-    raise Unsafe("Python's pickle")
+    raise Unsafe("Python objects")
 
 
 # ---------------------------------------------------------------------------------------------- formats

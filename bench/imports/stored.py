@@ -29,6 +29,7 @@ SMALL = 2**26
 """An array up to this size may be compressed as well as it likes."""
 EXPANSION = 100
 """Most that a larger array may be smaller in the file: images of any kind do not come near it."""
+PAIR = "images=images, labels=labels"
 MEMBERS = 10_000
 """Most files in one archive."""
 
@@ -70,7 +71,7 @@ def reading(path: Path, kind: str) -> Iterator[None]:
         raise
     except Unsafe as error:
         raise UserError(
-            f"{kind} that needs {error} to be read: a pickle can be made to run any code, so it is not read",
+            f"not read, because this {kind} asks for {error}: unpickling that can run any code",
             where=str(path),
             hint=remedy(path, kind),
         ) from None
@@ -85,13 +86,13 @@ def reading(path: Path, kind: str) -> Iterator[None]:
 
 def remedy(path: Path, kind: str) -> str:
     """Return how to make a file that is safe to read out of one that is not."""
+    name = path.name
     if kind.startswith("NumPy"):
-        load, save = f"numpy.load({path.name!r}, allow_pickle=True)", f"numpy.savez('{path.stem}-safe.npz', "
+        load, save = f"numpy.load({name!r}, allow_pickle=True)", f"numpy.savez({path.stem + '-safe.npz'!r}, {PAIR})"
     else:
-        load, save = f"torch.load({path.name!r}, weights_only=False)", "torch.save(dict("
-    end = ")" if kind.startswith("NumPy") else f"), '{path.stem}-safe.pt')"
-    code = f"x = {load}; images, labels = ...; {save}images=images, labels=labels{end}"
-    return f"if you trust the file, where it was made: {code}"
+        load = f"pickle.load(open({name!r}, 'rb'))" if kind == "pickle" else f"torch.load({name!r}, weights_only=False)"
+        save = f"torch.save(dict({PAIR}), {path.stem + '-safe.pt'!r})"
+    return f"if you trust the file, where it was made: x = {load}; images, labels = ...; {save}"
 
 
 # ---------------------------------------------------------------------------------------------- archives

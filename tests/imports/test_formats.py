@@ -75,6 +75,16 @@ def test_torch_itself_reads_the_same_values(tmp_path):
     assert found.labels.equal(labels)
 
 
+def test_numbers_of_older_numpy_and_tensors_of_other_devices(tmp_path):
+    path = official.res_legacy(tmp_path, [standard()])
+    data = path.read_bytes()
+    assert data.count(b"numpy._core.multiarray\n") == 1
+    old = data.replace(b"numpy._core.multiarray\n", b"numpy.core.multiarray\n")
+    path.write_bytes(old.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0"))
+    assert b"cuda:0" in path.read_bytes()
+    assert imports.read(path).images.equal(standard()[0])
+
+
 def test_views_and_every_type_of_number_are_read_as_torch_reads_them(tmp_path):
     base = torch.randn(20, 3, 8, 8)
     views = [base[::2], base[5:15], base.transpose(2, 3)[:10], base[:1].expand(10, 3, 8, 8)]
