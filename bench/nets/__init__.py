@@ -4,7 +4,7 @@
 device and draw their weights from generators that are handed in.
 """
 
-from bench.nets.construct import build, call, initialise, parameter_count, stack
+from bench.nets.construct import build, call, initialise, multiply_adds, parameter_count, stack
 from bench.nets.spec import Architecture, check, describe, label, names, parse, resolve
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "describe",
     "initialise",
     "label",
+    "multiply_adds",
     "names",
     "parameter_count",
     "parse",

@@ -65,6 +65,17 @@ def test_parameter_counts_are_the_published_ones(shape, classes):
     assert {name: nets.parameter_count(name, shape, classes) for name in expected} == expected
 
 
+@pytest.mark.parametrize("name", ["convnet", "resnet18", "vgg11", "lenet", "mlp"])
+def test_multiply_adds_are_half_of_torch_flops(name):
+    network = nets.build(name, CIFAR, 10).train()
+    found = nets.multiply_adds(network, CIFAR)
+    assert network.training
+    with FlopCounterMode(display=False) as counter:
+        network.eval()(torch.zeros(1, *CIFAR))
+    assert found == counter.get_total_flops() / 2
+    assert name != "convnet" or found == 3 * 9 * 128 * 32**2 + 128 * 9 * 128 * (16**2 + 8**2) + 2048 * 10
+
+
 FEATURES = {
     CIFAR: {"convnet-d1": 32768, "convnet-d2": 8192, "convnet-d3": 2048, "convnet-d4": 512, "convnet-d5": 128,
             "mlp": 128, "lenet": 84, "alexcifar": 192, "alexnet": 3072, "vgg11": 512, "resnet18": 512,
