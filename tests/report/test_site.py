@@ -195,7 +195,7 @@ def test_every_page_is_well_formed_and_every_link_leads_somewhere(made):
         assert page.open == [], path
         for _, address in page.addresses:
             file, _, part = unquote(address).partition("#")
-            target = (path.parent / file).resolve()
+            target = (path.parent / file).resolve() if file else path
             assert target.is_relative_to(made.resolve()), address
             assert target.is_file(), address
             assert not part or part in pages[target].names, address
@@ -221,6 +221,14 @@ def test_provenance_of_a_cell(made, data):
     without = page_of(made, row_of(data, 0, "dm", "cifar10", 10))
     assert "keeps records without the cells behind them" in without
     assert "No cell of this place was finished" in page_of(made, row_of(data, 0, "mtt", "cifar10", 10))
+
+
+def test_all_numbers_of_a_place_are_on_its_page(made, data):
+    for view in data["views"]:
+        for row in view["rows"][::7]:
+            text = page_of(made, row)
+            for one, _, interval, _ in row["values"].values():
+                assert f'<td class="value">{one}</td><td>{interval}</td>' in text
 
 
 def test_all_records_of_a_place_are_on_its_page(runs, made, data):
