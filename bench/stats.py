@@ -129,6 +129,6 @@ def _interval(observed: np.ndarray) -> tuple[float, float | None, int, float | N
         return mean, None, n, None, None
     from scipy import stats
 
-    std = float(observed.std(ddof=1))
+    std = float(observed.std(ddof=1)) if np.ptp(observed) else 0.0  # equal values: not what rounding makes of them
     half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * std / n**0.5
     return mean, std, n, mean - half, mean + half

@@ -39,6 +39,11 @@ def test_one_set_falls_back_to_networks():
     assert summary([0.1, 0.2, 0.3], groups=[4, 4, 4]) == summary([0.1, 0.2, 0.3])
 
 
+def test_equal_values_have_no_spread_not_even_that_of_rounding():
+    found = summary([0.05] * 3)
+    assert (found.std, found.low, found.high) == (0.0, found.mean, found.mean)
+
+
 def test_n_too_small():
     found = summary([0.5])
     assert (found.mean, found.std, found.n, found.low, found.high) == (0.5, None, 1, None, None)
