@@ -67,5 +67,6 @@ EVALUATORS: dict[str, dict[str, Any]] = {
     "ddranking": {
         "params": {"rates": [0.01], "full": {"epochs": 1}, "labels": "hard"},
         "signed": ["hlr", "ior", "lrs", "ars"],
+        "units": ["rate"],
     },
 }
