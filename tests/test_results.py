@@ -91,6 +91,21 @@ def test_isa_and_frepo_agree_within_their_intervals():
     assert isa.low < frepo.mean < isa.high
 
 
+def attacked(run: str, label: str, attack: str) -> stats.Summary:
+    """Return the AUC of an attack; one observation is the mean of a chunk's networks."""
+    lines = map(json.loads, (RESULTS / run / "records.jsonl").read_text().splitlines())
+    found = [r for r in lines if (r["label"], r["metric"], r["tags"].get("attack")) == (label, "mia_auc", attack)]
+    return stats.summary([r["value"] for r in found], groups=[r["dataset"] for r in found])
+
+
+@pytest.mark.parametrize("attack", ["threshold", "logistic", "mlp", "forest", "neighbours"])
+def test_distilled_images_leak_less_than_training_on_the_members(attack):
+    whole = attacked("membership_cifar10", "whole", attack)
+    for label in ("random", "dm", "dsa"):
+        assert attacked("membership_cifar10", label, attack).high < whole.low
+    assert 0.5 < attacked("membership_mnist", "whole", attack).mean < 0.53  # where members are not overfitted
+
+
 @pytest.mark.parametrize("run", sorted(path.parent.name for path in RESULTS.glob("*/states.jsonl")))
 def test_every_cell_of_a_committed_run_has_a_result(run):
     states = [json.loads(line)["state"] for line in (RESULTS / run / "states.jsonl").read_text().splitlines()]
