@@ -41,7 +41,7 @@ class Registry:
         """Return the `module:attribute` behind `name`. Raises `UserError` with the nearest name."""
         if name in self.targets:
             return self.targets[name]
-        if ":" in name:
+        if all(name.partition(":")):
             return name
         raise UserError(f"unknown {self.kind} {name!r}", hint=nearest(name, self.targets))
 
@@ -73,6 +73,7 @@ METHODS = Registry(
         "kcenter": "methods.kcenter:KCenter",
         "forgetting": "methods.forgetting:Forgetting",
         "whole": "methods.whole:Whole",
+        "given": "methods.given:Given",
         "dc": "methods.dc:DC",
         "dsa": "methods.dsa:DSA",
         "dm": "methods.dm:DM",
@@ -81,7 +82,6 @@ METHODS = Registry(
         "mtt": "methods.mtt:MTT",
         "tesla": "methods.tesla:TESLA",
         "apm": "methods.apm:APM",
-        "given": "methods.given:Given",
         "kip": "methods.kip:KIP",
         "label_solve": "methods.label_solve:LabelSolve",
         "frepo": "methods.frepo:FRePo",

@@ -135,7 +135,7 @@ ONE_MISTAKE = [
     ("[digits]", "[digit]", "suite.yaml:3: grid.datasets[0]: unknown dataset 'digit' (did you mean 'digits'?"),
     ("[fake]", "[fakes]", "suite.yaml:4: grid.methods[0]: unknown method 'fakes' (did you mean 'fake'?)"),
     ("[fake]", "['math:sqrt']", "suite.yaml:4: grid.methods[0]: 'math:sqrt' is not a method"),
-    ("[fake]", "[':x']", "suite.yaml:4: grid.methods[0]: method ':x' fails while planning"),
+    ("[fake]", "[':x']", "suite.yaml:4: grid.methods[0]: unknown method ':x' (known"),
     ("[fake]", "[{nme: fake}]", "suite.yaml:4: grid.methods[0].nme: unknown key 'nme' (did you mean 'name'?)"),
     ("[fake]", "[{name: fake, params: {iteration: 3}}]",
      "suite.yaml:4: grid.methods[0].params.iteration: unknown key 'iteration' (did you mean 'iterations'?)"),
