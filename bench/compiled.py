@@ -18,8 +18,9 @@ import functools
 import os
 import shutil
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from bench import lazy
 from bench.errors import UserError
 from bench.lazy import torch
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from torch import device
 
 ENVIRONMENT = "DDBENCH_COMPILE"
+Wanted = Literal["auto", "always", "never"]
 WORTH = 3e12
 """Multiply-adds of one function in the whole run from which on compiling pays: minutes of one core."""
 
@@ -37,6 +39,8 @@ class Compiled:
     def __init__(self, plain: Callable[..., Any], name: str, reason: str | None, options: dict[str, Any]) -> None:
         self.plain, self.name = plain, name
         self.choice = "compiled" if reason is None else f"plain: {reason}"
+        if reason is None:
+            lazy.load()
         self._fast = torch.compile(plain, fullgraph=True, dynamic=False, **options) if reason is None else None
 
     def __bool__(self) -> bool:
@@ -54,22 +58,28 @@ class Compiled:
             return self.plain(*arguments)
 
 
-def function(plain: Callable[..., Any], name: str, *, work: float, device: device, **options: Any) -> Compiled:
+def function(
+    plain: Callable[..., Any], name: str, *, work: float, device: device, wanted: Wanted = "auto", **options: Any
+) -> Compiled:
     """Return `plain`, to be compiled at its first call if that is worth it.
 
-    work: multiply-adds that the whole run spends in it. options: of torch.compile. Every shape of its arguments is
-    compiled anew: give it few.
+    work: multiply-adds that the whole run spends in it. wanted: what the configuration says. options: of
+    torch.compile. Every shape of its arguments is compiled anew: give it few.
     """
-    return Compiled(plain, name, reason_against(work, device), options)
+    return Compiled(plain, name, reason_against(work, device, wanted), options)
 
 
-def reason_against(work: float, device: device) -> str | None:
+def reason_against(work: float, device: device, wanted: Wanted = "auto") -> str | None:
     """Return why not to compile `work` multiply-adds, or None to compile. Raises `UserError` for a bad setting."""
     setting = os.environ.get(ENVIRONMENT) or "auto"
     if setting not in ("0", "1", "auto"):
         raise UserError(f"{setting!r} is no setting", where=f"${ENVIRONMENT}", hint="0, 1 or auto")
     if setting == "0":
         return f"{ENVIRONMENT}=0"
+    if setting == "auto" and wanted == "never":
+        return "the configuration says so"
+    if wanted == "always":
+        setting = "1"
     if setting == "auto" and device.type != "cpu":
         return "no gain measured on this kind of device"
     if setting == "auto" and work < WORTH:

@@ -30,4 +30,12 @@ else:
     torch = _Lazy("torch")
     F = _Lazy("torch.nn.functional")
 
-__all__ = ["F", "torch"]
+
+def load() -> None:
+    """Import both now, with every name they have: torch.compile cannot follow the import at a first use."""
+    for lazy in (torch, F):
+        if name := vars(lazy).get("_name"):
+            vars(lazy).update(vars(importlib.import_module(name)) | vars(lazy))
+
+
+__all__ = ["F", "load", "torch"]

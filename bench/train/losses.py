@@ -58,6 +58,20 @@ def compute(loss: str, logits: Tensor, target: Tensor) -> Tensor:
     return F.l1_loss(logits, target)
 
 
+def of_each(loss: str, logits: Tensor, target: Tensor) -> Tensor:
+    """Return the loss of each image, [n]; `compute` is their mean."""
+    if loss in ("ce", "soft_ce"):
+        return F.cross_entropy(logits, target, reduction="none")
+    if loss == "mse":
+        return 0.5 * (logits - target).square().sum(1)
+    return F.l1_loss(logits, target, reduction="none").mean(1)
+
+
 def outlier_exposure(logits: Tensor) -> Tensor:
     """Return mean(logsumexp(z) - mean(z)), the cross entropy with the uniform label (TrustDD; at least log K)."""
-    return (logits.logsumexp(1) - logits.mean(1)).mean()
+    return exposure_of_each(logits).mean()
+
+
+def exposure_of_each(logits: Tensor) -> Tensor:
+    """Return the outlier exposure of each image, [n]."""
+    return logits.logsumexp(1) - logits.mean(1)

@@ -47,10 +47,10 @@ class Networks(Artifact):
     """Train `replicates` networks on the distilled set and keep their logits.
 
     Tensors: `logits` float32 [E, N, K] on the test set after the last epoch; `seconds` [] of training; `stacked` []
-    whether they were computed by vmap; `curve/epoch` [T] and `curve/loss` [E, T]; for best-val and best-test
-    `curve/selection_epoch` [S], `curve/test_accuracy` [E, S] and (best-val) `curve/val_accuracy` [E, S]; on request
-    `weights/<parameter or buffer>` [E, ...]; where rates were tried `curve/rate` [E], that of each network, and
-    `curve/rate_score` [E, R], what it was chosen by.
+    whether they were computed by vmap, `compiled` [] whether their steps were compiled; `curve/epoch` [T] and
+    `curve/loss` [E, T]; for best-val and best-test `curve/selection_epoch` [S], `curve/test_accuracy` [E, S] and
+    (best-val) `curve/val_accuracy` [E, S]; on request `weights/<parameter or buffer>` [E, ...]; where rates were tried
+    `curve/rate` [E], that of each network, and `curve/rate_score` [E, R], what it was chosen by.
     """
 
     Params = NetworksParams
@@ -108,6 +108,7 @@ class Networks(Artifact):
             "logits": predict(handle, data.test.batches(TEST_BATCH)),
             "seconds": torch.tensor(seconds, dtype=torch.float64),
             "stacked": torch.tensor(handle.stack == "vmap"),
+            "compiled": torch.tensor(handle.compiled == "compiled"),
         }
         curves = {**handle.curves, **(watch.curves() if watch else {})}
         tensors |= {f"curve/{name}": curve for name, curve in curves.items()}

@@ -18,7 +18,7 @@ from bench.errors import UserError, nearest
 DURATIONS = ("epochs", "steps", "use_steps")
 """The three ways to say how long to train; naming one replaces whatever the base recipe says of it."""
 
-LATER = {"cutmix": 0.0, "average": None}
+LATER = {"cutmix": 0.0, "average": None, "compile": "auto"}
 """Fields that came after the first results, with the value that says what was done before: it is not written down, so
 that the keys of those results stay what they are."""
 
@@ -69,7 +69,12 @@ class Recipe(Params):
         "set", "lambda of the outlier-exposure loss where the set has outliers; `set`: its own", source="TrustDD"
     )
     init: Literal["torch", "lecun", "xavier"] | None = param(None, "initialisation; None: the network's own")
-    precision: Literal["fp32", "bf16"] = param("fp32", "bf16: autocast of forward and backward")
+    precision: Literal["fp32", "bf16"] = param(
+        "fp32", "bf16: autocast of forward and backward; on a CPU it pays only where the steps are compiled"
+    )
+    compile: Literal["auto", "always", "never"] = param(
+        "auto", "torch.compile of the training step; auto: where it is long, which changes results by rounding only"
+    )
     select: Literal["last", "best-val", "best-test"] = param(
         "last", "best-*: also report the best of `evaluations` evenly spaced epochs; always labelled as such"
     )

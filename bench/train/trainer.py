@@ -3,7 +3,8 @@
 All E networks live in one set of stacked parameters, so that momentum, weight decay and Adam's moments are updated by
 torch.optim once for all of them (these rules act on every number by itself, so the stacked result is that of E
 separate optimisers). Forward and backward run either as one `vmap` or network by network; which is faster depends on
-the size, see `choose_stack`. The data stay on the device and batches are made of indices.
+the size, see `choose_stack`. Where the training is long they are compiled, see `bench.train.step`. The data stay on
+the device and batches are made of indices.
 
 Network e draws its weights, shuffles and augmentations from `rngs[e]` alone. It is therefore the same network
 whatever E is and whatever happens to its neighbours: one that diverges leaves the others untouched.
@@ -13,16 +14,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from bench import compiled
 from bench.api import DatasetInfo, LabelKind, NetSpec
 from bench.errors import Diverged, UserError
 from bench.lazy import F, torch
 from bench.train import losses, schedule
 from bench.train.batches import Batches
 from bench.train.recipe import Recipe
+from bench.train.step import WITH_BACKWARD, Step, multiply_adds
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
@@ -39,7 +41,8 @@ class Handle:
     """E trained networks.
 
     params, buffers: stacked [E, ...]. stack: how they are computed, vmap or loop. epochs: length of the training.
-    curves: `epoch` [T] and `loss` [E, T], the mean training loss over the epochs since the point before.
+    curves: `epoch` [T] and `loss` [E, T], the mean training loss over the epochs since the point before. compiled:
+    whether the steps were, `compiled`, or `plain: ` and why not.
     """
 
     spec: NetSpec
@@ -49,6 +52,7 @@ class Handle:
     stack: str
     epochs: int = 1
     curves: dict[str, Tensor] = field(default_factory=dict)
+    compiled: str = "plain"
 
     @property
     def size(self) -> int:
@@ -126,14 +130,28 @@ def train(
     weight = outlier_weight if recipe.outlier_weight == "set" else recipe.outlier_weight
     exposed = outliers if weight and not recipe.use_steps else None
     data = Batches(images, target, exposed, augment.get(recipe.augment), rngs, recipe.cutmix)
-    step = _Step(handle, loss, weight or 0.0, _precision(recipe.precision, images.device))
+    work = _work(handle, recipe, images, batch, data.per_epoch(recipe.batch), steps)
+    if (
+        stack == "auto"
+        and images.device.type == "cpu"
+        and not compiled.reason_against(work, images.device, recipe.compile)
+    ):
+        handle.stack = "loop"
+    step = Step(handle, recipe, loss, weight or 0.0, images.device, work)
     if recipe.use_steps:
         _ordered(handle, data, step, recipe, steps, rates, on_epoch)
     else:
         _epochs(handle, data, step, recipe, _base_rate(recipe, rate), on_epoch)
+    handle.compiled = step.compiled.choice
     for parameter in handle.params.values():
         parameter.requires_grad_(False).grad = None
     return handle
+
+
+def _work(handle: Handle, recipe: Recipe, images: Tensor, batch: int, per_epoch: int, steps: Tensor | None) -> float:
+    """Return the multiply-adds of the whole training of one network; not of all, see `bench.train.step`."""
+    count = len(steps) if recipe.use_steps and steps is not None else schedule.total_steps(recipe, per_epoch)
+    return float(count * batch * multiply_adds(handle.module, images[:1]) * WITH_BACKWARD)
 
 
 def _fresh(
@@ -187,71 +205,13 @@ def predict(handle: Handle, batches: Iterable[Tensor]) -> Tensor:
     return torch.cat(parts, 1)
 
 
-# ---------------------------------------------------------------------------------------------- one step
-
-
-@dataclass
-class _Step:
-    """Loss and gradients of all networks on one batch each."""
-
-    handle: Handle
-    loss: str
-    outlier_weight: float
-    precision: Callable[[], AbstractContextManager[Any]]
-
-    def __call__(self, images: Tensor, target: Tensor) -> Tensor:
-        """Set the gradients of the stacked parameters and update the buffers; return the losses, [E]."""
-        handle = self.handle
-        if handle.stack == "vmap":
-            with self.precision():
-                found, buffers = torch.vmap(self._one)(handle.params, handle.buffers, images, target)
-            gradients = torch.autograd.grad(found.sum(), list(handle.params.values()))
-            found = found.detach()
-        else:
-            parts = [self._alone(e, images[e], target[e]) for e in range(handle.size)]
-            found = torch.stack([loss for loss, _, _ in parts])
-            gradients = tuple(torch.stack(each) for each in zip(*(grads for _, grads, _ in parts), strict=True))
-            buffers = {k: torch.stack([b[k] for _, _, b in parts]) for k in handle.buffers}
-        for parameter, gradient in zip(handle.params.values(), gradients, strict=True):
-            parameter.grad = gradient
-        handle.buffers = buffers
-        return found
-
-    def _alone(self, e: int, images: Tensor, target: Tensor) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
-        """Return loss, gradients and buffers of network e; its views are leaves, so nothing is added up elsewhere."""
-        params, buffers = self.handle.network(e)
-        params = {k: v.detach().requires_grad_() for k, v in params.items()}
-        with self.precision():
-            loss, buffers = self._one(params, buffers, images, target)
-        return loss.detach(), torch.autograd.grad(loss, list(params.values())), buffers
-
-    def _one(
-        self, params: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor, target: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of one network: on the first images its labels, on further ones outlier exposure."""
-        from bench.nets import call
-
-        logits, buffers = call(self.handle.module, params, buffers, images)
-        logits = logits.to(images.dtype)
-        loss = losses.compute(self.loss, logits[: len(target)], target)
-        if len(images) > len(target):
-            loss = loss + self.outlier_weight * losses.outlier_exposure(logits[len(target) :])
-        return loss, buffers
-
-
-def _precision(name: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
-    if name == "fp32":
-        return nullcontext
-    return lambda: torch.autocast(device.type, torch.bfloat16)
-
-
 # ---------------------------------------------------------------------------------------------- the two loops
 
 
 def _epochs(
     handle: Handle,
     data: Batches,
-    step: _Step,
+    step: Step,
     recipe: Recipe,
     base: float,
     on_epoch: Callable[[int, Handle], None] | None,
@@ -289,7 +249,7 @@ def _epochs(
 def _ordered(
     handle: Handle,
     data: Batches,
-    step: _Step,
+    step: Step,
     recipe: Recipe,
     steps: Tensor | None,
     rates: Tensor | None,

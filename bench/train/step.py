@@ -1,0 +1,209 @@
+"""One training step of all networks: losses and gradients on one batch each, plain or compiled.
+
+Plain, it is what any textbook does: forward, loss, `torch.autograd.grad`. Compiled, loss and gradients of one network
+are one graph: convolutions on channels-last maps, and everything between them (normalisation, activation, pooling,
+the casts of bf16) in few passes over memory. A batch is cut into pieces whose maps stay in the cache, and their
+gradients are added up; only batch norm needs the batch as a whole.
+
+Which of the two is decided by the work of one network's whole training, never by a clock and not by how many networks
+there are, so that the same configuration always gives the same network (see `bench.compiled`). The results differ by
+rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from bench import compiled
+from bench.lazy import F, torch
+from bench.train import losses
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from bench.train.recipe import Recipe
+    from bench.train.trainer import Handle
+
+    Tensors = dict[str, Tensor]
+    Found = tuple[Tensor, Tensors, Tensors]
+
+WITH_BACKWARD = 3
+"""A step in forward passes: one forward, and two products of the same size for the gradients of maps and weights."""
+PIECE = 10 * 2**17
+"""Values of the first feature map of a compiled piece, for each thread: 10 images in the default network at 32x32."""
+
+
+class Step:
+    """Loss and gradients of all networks of a handle.
+
+    loss: see `losses.compute`. outlier_weight: of the outlier exposure. work: multiply-adds of one network's training.
+    """
+
+    def __init__(
+        self, handle: Handle, recipe: Recipe, loss: str, outlier_weight: float, device: torch.device, work: float
+    ) -> None:
+        self.handle, self.loss, self.outlier_weight = handle, loss, outlier_weight
+        self.precision = _precision(recipe.precision, device)
+        stacked = handle.stack == "vmap"
+        self.whole = stacked or device.type != "cpu" or bool(handle.buffers)
+        self.size = 0  # images in a compiled piece; known with the first batch, which is the largest
+        self.compiled = compiled.function(
+            self._all_pieces if stacked else self._piece,
+            "evaluation step",
+            work=work,
+            device=device,
+            wanted=recipe.compile,
+        )
+
+    def __call__(self, images: Tensor, target: Tensor) -> Tensor:
+        """Set the gradients of the stacked parameters and update the buffers; return the losses, [E].
+
+        images: [E, n, c, h, w], of which those beyond the targets are outliers.
+        """
+        handle = self.handle
+        params = {k: v.detach() for k, v in handle.params.items()}
+        run = self._compiled if self.compiled else self._plain
+        found, gradients, handle.buffers = run(params, handle.buffers, images, target)
+        for name, parameter in handle.params.items():
+            parameter.grad = gradients[name]
+        return found
+
+    # ------------------------------------------------------------------------------------------ plain
+
+    def _plain(self, params: Tensors, buffers: Tensors, images: Tensor, target: Tensor) -> Found:
+        if self.handle.stack == "vmap":
+            return self._differentiate(torch.vmap(self._loss), params, buffers, images, target)
+        return _stacked(
+            self._differentiate(self._loss, _of(params, e), _of(buffers, e), images[e], target[e])
+            for e in range(self.handle.size)
+        )
+
+    def _differentiate(self, loss: Callable[..., Any], params: Tensors, *rest: Any) -> Found:
+        """Return losses, gradients and buffers. The weights are leaves of their own, so that nothing is added up."""
+        params = {k: v.detach().requires_grad_() for k, v in params.items()}
+        with self.precision():
+            found, buffers = loss(params, *rest)
+        gradients = torch.autograd.grad(found.sum(), list(params.values()))
+        return found.detach(), dict(zip(params, gradients, strict=True)), buffers
+
+    def _loss(self, params: Tensors, buffers: Tensors, images: Tensor, target: Tensor) -> tuple[Tensor, Tensors]:
+        """Return the loss of one network: on the first images its labels, on further ones outlier exposure."""
+        logits, buffers = self._logits(params, buffers, images)
+        loss = losses.compute(self.loss, logits[: len(target)], target)
+        if len(images) > len(target):
+            loss = loss + self.outlier_weight * losses.outlier_exposure(logits[len(target) :])
+        return loss, buffers
+
+    def _logits(self, params: Tensors, buffers: Tensors, images: Tensor) -> tuple[Tensor, Tensors]:
+        from bench.nets import call
+
+        logits, buffers = call(self.handle.module, params, buffers, images)
+        return logits.to(images.dtype), buffers
+
+    # ------------------------------------------------------------------------------------------ compiled
+
+    def _compiled(self, params: Tensors, buffers: Tensors, images: Tensor, target: Tensor) -> Found:
+        """As `_plain`, by compiled pieces of equal size; the last one is filled up with images that count nothing."""
+        size, inside = images.shape[1], target.shape[1]
+        self.size = self.size or self._piece_size(images)
+        missing = 0 if self.whole else -size % self.size
+        weight = images.new_full((size + missing,), 1 / inside)
+        weight[inside:] = 0
+        outside = torch.zeros_like(weight)
+        outside[inside:size] = self.outlier_weight / max(1, size - inside)
+        images, target = _filled(images, missing), _filled(target, size - inside + missing)
+        if self.handle.stack == "vmap":
+            return self.compiled(params, buffers, images, target, weight, outside)
+        return _stacked(
+            self._added_up(_of(params, e), _of(buffers, e), images[e], target[e], weight, outside)
+            for e in range(self.handle.size)
+        )
+
+    def _piece_size(self, images: Tensor) -> int:
+        """Return the size of pieces that cut a batch evenly; their maps lie in the caches of the cores."""
+        size, (height, width) = images.shape[1], images.shape[3:]
+        most = max(1, PIECE * torch.get_num_threads() // ((self.handle.spec.width or 64) * height * width))
+        pieces = -(-size // most)
+        return -(-size // pieces)
+
+    def _added_up(self, params: Tensors, buffers: Tensors, *rest: Tensor) -> Found:
+        """Return the sums of losses and gradients over the pieces of the batch of one network."""
+        cut = len(rest[0]) if self.whole else self.size
+        total, sums = rest[0].new_zeros(()), {k: torch.zeros_like(v) for k, v in params.items()}
+        for piece in zip(*(each.split(cut) for each in rest), strict=True):
+            loss, gradients, buffers = self.compiled(params, buffers, *piece)
+            total = total + loss
+            for name, gradient in gradients.items():
+                sums[name].add_(gradient)
+        return total, sums, buffers
+
+    def _all_pieces(
+        self, params: Tensors, buffers: Tensors, images: Tensor, target: Tensor, weight: Tensor, outside: Tensor
+    ) -> Found:
+        each = torch.vmap(self._gradients, in_dims=(0, 0, 0, 0, None, None))
+        return each(params, buffers, images, target, weight, outside)
+
+    def _piece(
+        self, params: Tensors, buffers: Tensors, images: Tensor, target: Tensor, weight: Tensor, outside: Tensor
+    ) -> Found:
+        params = {k: _channels_last(v) for k, v in params.items()}
+        return self._gradients(params, buffers, _channels_last(images), target, weight, outside)
+
+    def _gradients(
+        self, params: Tensors, buffers: Tensors, images: Tensor, target: Tensor, weight: Tensor, outside: Tensor
+    ) -> Found:
+        """Return loss, gradients and buffers of one network on one piece."""
+
+        def total(params: Tensors) -> tuple[Tensor, Tensors]:
+            logits, new = self._logits(params, buffers, images)
+            loss = (weight * losses.of_each(self.loss, logits, target)).sum()
+            if self.outlier_weight:
+                loss = loss + (outside * losses.exposure_of_each(logits)).sum()
+            return loss, new
+
+        with self.precision():
+            gradients, (loss, new) = torch.func.grad_and_value(total, has_aux=True)(params)
+        return loss, gradients, new
+
+
+def multiply_adds(module: nn.Module, example: Tensor) -> int:
+    """Return the multiply-adds of a forward pass of one image, counted on a network without numbers (meta device).
+
+    example: one image, of which only the shape counts.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    training = module.training
+    module.eval()
+    with FlopCounterMode(display=False) as counter:
+        module(torch.empty_like(example, device="meta", dtype=torch.float32))
+    module.train(training)
+    return counter.get_total_flops() // 2
+
+
+def _of(tensors: Tensors, e: int) -> Tensors:
+    return {name: tensor[e] for name, tensor in tensors.items()}
+
+
+def _stacked(found: Iterable[Found]) -> Found:
+    """Return what was found for one network after the other as stacked tensors."""
+    values, *rest = zip(*found, strict=True)
+    gradients, buffers = ({k: torch.stack([one[k] for one in each]) for k in each[0]} for each in rest)
+    return torch.stack(values), gradients, buffers
+
+
+def _filled(batches: Tensor, missing: int) -> Tensor:
+    """Return batches [E, n, ...] with so many zeros at the end of each."""
+    return F.pad(batches, [0, 0] * (batches.dim() - 2) + [0, missing]) if missing else batches
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def _precision(name: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    if name == "fp32":
+        return nullcontext
+    return lambda: torch.autocast(device.type, torch.bfloat16)
