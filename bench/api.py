@@ -190,6 +190,10 @@ class Method(ABC):
     def export(self) -> DistilledSet:
         """Return the distilled set as it stands now."""
 
+    def choices(self) -> Mapping[str, Any]:
+        """Return what the method chose by itself for the sake of speed (compiled or not); kept with the result."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """Return all that changes from step to step: tensors, numbers and containers of them."""
         return {}

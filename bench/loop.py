@@ -133,7 +133,9 @@ def run(
     for step in course.snapshots:
         shutil.copyfile(work / f"set@{step}.safetensors", out / f"set@{step}.safetensors")
     (out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in course.log))
-    return {"profile": course.profile, "snapshots": course.snapshots, "steps": method.steps}
+    found = {"profile": course.profile, "snapshots": course.snapshots, "steps": method.steps}
+    choices = dict(method.choices())
+    return {**found, "choices": choices} if choices else found
 
 
 def _numbers(scalars: Mapping[str, float | Tensor], step: int) -> dict[str, float]:

@@ -26,10 +26,12 @@ from methods.matching import (
     Classes,
     Distance,
     batch_norms,
+    compared,
     freeze_statistics,
     match_gradients,
     sample_real,
 )
+from methods.matching_compiled import CompiledGradients
 from methods.parametrise import Parametrised
 
 if TYPE_CHECKING:
@@ -119,6 +121,23 @@ class DC(Parametrised):
         self.model = task.network()
         self.model_optimiser = torch.optim.SGD(self.model.parameters(), lr=p.lr_net)  # no momentum: no state
         self.normalised_by_batch = bool(batch_norms(self.model))
+        self.fast = self.gradients()
+
+    def gradients(self) -> CompiledGradients | None:
+        """Return the matching of gradients in compiled functions; None where the parameters say how to go about it."""
+        from bench import nets
+
+        task, p = self.task, self.params
+        if self.normalised_by_batch or p.classes == "joint":
+            return None
+        images = 3 * p.batch_real * len(self.set.counts) + 6 * len(self.set.labels)  # in forward passes of one image
+        work = self.steps * self.outer_loop * images * nets.multiply_adds(self.model, task.spec.dataset.shape)
+        names = compared(self.model, p.distance)
+        return CompiledGradients(self.model, names, p.distance, work=work, device=task.device)
+
+    def choices(self) -> Mapping[str, Any]:
+        """Return what was chosen for speed."""
+        return {"gradients": self.fast.choice if self.fast else "plain: BatchNorm, or all classes in one pass"}
 
     def step(self) -> dict[str, float | Tensor]:
         """Do one outer iteration: a fresh network, T image updates. The loss is their mean, per class."""
@@ -159,6 +178,7 @@ class DC(Parametrised):
                 distance=p.distance,
                 classes=p.classes,
                 chunk=p.chunk,
+                fast=self.fast,
             )
             self.set.update(images, derivative)
         return losses.sum()

@@ -4,18 +4,25 @@ Learns images whose mean embedding equals that of real images, class by class, u
 never trained (an MMD with a linear kernel on random features). Real and synthetic images of a class go through the
 same random augmentation. No second derivatives and no inner loop: the cheapest of the matching methods.
 
+Long runs embed by compiled code, which changes results by rounding (`bench.compiled`); `precision: bf16` embeds in
+bfloat16, at twice the speed on a CPU that has it, where compiled. Networks with BatchNorm are never compiled here.
+
 Networks with BatchNorm embed all classes together, in train mode, so that the statistics are those of all classes
 and not of one (separately for real and synthetic images). K+1 iterations, as in the released code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import model_serializer
+
+from bench import compiled
 from bench.api import DatasetInfo, Params, Preset, TaskSpec, param
 from bench.data import Batch
-from methods.matching import Classes, match_features, sample_real
+from bench.lazy import torch
+from methods.matching import Classes, batch_norms, match_features, sample_real
 from methods.parametrise import Parametrised
 
 if TYPE_CHECKING:
@@ -53,6 +60,12 @@ class DMParams(Params):
         unit="images",
         ge=1,
     )
+    precision: Literal["fp32", "bf16"] = param("fp32", "bf16: embeddings under autocast, their means in float32")
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Leave out the precision where it is what it was before there was a choice: keys stay what they were."""
+        return {name: value for name, value in handler(self).items() if (name, value) != ("precision", "fp32")}
 
 
 class DM(Parametrised):
@@ -81,6 +94,27 @@ class DM(Parametrised):
         self.task = task
         self.set = self.parametrise(task)
         self.model = task.network().requires_grad_(False).train()
+        self.embed = self.embedding()
+
+    def embedding(self) -> compiled.Compiled:
+        """Return the function that embeds images, to be compiled if the run is long."""
+        from bench import nets
+
+        task, p = self.task, self.params
+        bf16 = p.precision == "bf16"
+
+        def embed(images: Tensor) -> Tensor:
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+                return self.model.features(images).to(images.dtype)  # type: ignore[operator]
+
+        passes = p.batch_real * len(self.set.counts) + 3 * len(self.set.labels)  # forward; forward and backward
+        work = self.steps * passes * nets.multiply_adds(self.model, task.spec.dataset.shape)
+        wanted: compiled.Wanted = "never" if batch_norms(self.model) else "auto"
+        return compiled.function(embed, "embedding", work=work, device=task.device, wanted=wanted)
+
+    def choices(self) -> Mapping[str, Any]:
+        """Return what was chosen for speed."""
+        return {"embedding": self.embed.choice}
 
     def step(self) -> dict[str, float | Tensor]:
         """Do one iteration: a fresh network, one image update. The loss is the mean over classes."""
@@ -106,4 +140,5 @@ class DM(Parametrised):
 
     def match(self, real: Batch, synthetic: Batch) -> tuple[Tensor, Tensor]:
         """Return the distance of each class and the derivative of their sum by the synthetic images."""
-        return match_features(self.model, real, synthetic, classes=self.params.classes, chunk=self.params.chunk)
+        p = self.params
+        return match_features(self.model, real, synthetic, classes=p.classes, chunk=p.chunk, embed=self.embed)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from bench.api import Task
     from bench.augment import Draw
+    from bench.compiled import Compiled
+    from methods.matching_compiled import CompiledGradients
 
 Classes = Literal["per_class", "joint", "auto"]
 Distance = Literal["ours", "mse", "cos", "l1", "l1_mean"]
@@ -41,21 +43,25 @@ def match_gradients(
     parameters: Sequence[str] | None = None,
     classes: Classes = "auto",
     chunk: int | None = None,
+    fast: CompiledGradients | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compare the gradients that real and synthetic images of each group give the network's parameters.
 
     parameters: names of those that are compared; None for all that the distance counts.
     classes: `per_class` differentiates group by group, `joint` all groups in one pass; equal up to rounding, because
     no group sees another one (normalise with frozen statistics first where the network has BatchNorm). chunk: images
-    in one joint pass, None for a good number; it bounds memory.
+    in one joint pass, None for a good number; it bounds memory. fast: the same for this network, distance and
+    parameters, compiled; it goes group by group.
     Returns the distance of each group, [G], and the derivative of their sum like `synthetic.images`, both detached.
     """
-    names = parameters or [name for name, w in network.named_parameters() if distance != "ours" or w.dim() > 1]
+    if fast is not None and fast.possible(network, real, synthetic):
+        return fast(real, synthetic)
+    names = parameters or compared(network, distance)
     joint_real, joint_synthetic = _joint_sides(network, classes, synthetic.images)
     together = [*(real.counts if joint_real else ()), *(synthetic.counts if joint_synthetic else ())]
-    groups = _groups_per_pass(together, chunk, real.images) if together else 1
+    groups = max(1, _images_per_pass(chunk, real.images) // max(together)) if together else 1
     losses, derivatives = [], []
-    for one_real, one_synthetic in zip(_chunks(real, groups), _chunks(synthetic, groups), strict=True):
+    for one_real, one_synthetic in zip(chunks(real, groups), chunks(synthetic, groups), strict=True):
         target = group_gradients(network, one_real, names, joint=joint_real)
         images = one_synthetic.images.detach().requires_grad_()
         gradient = group_gradients(
@@ -65,6 +71,11 @@ def match_gradients(
         derivatives.append(torch.autograd.grad(loss.sum(), images)[0])
         losses.append(loss.detach())
     return torch.cat(losses), torch.cat(derivatives)
+
+
+def compared(network: nn.Module, distance: Distance) -> list[str]:
+    """Return the names of the parameters whose gradients a distance counts."""
+    return [name for name, weight in network.named_parameters() if distance != "ours" or weight.dim() > 1]
 
 
 def gradient_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor], kind: Distance = "ours") -> Tensor:
@@ -158,19 +169,17 @@ def _joint_sides(network: nn.Module, classes: Classes, images: Tensor) -> tuple[
     return classes == "joint", possible and classes == "joint"
 
 
-def _groups_per_pass(counts: Sequence[int], chunk: int | None, images: Tensor) -> int:
-    """Return how many groups of at most max(counts) images make about `chunk` images; None: by their pixels.
+def _images_per_pass(chunk: int | None, images: Tensor) -> int:
+    """Return how many images make a pass; by their pixels where `chunk` is None.
 
     A CPU wants the maps of a pass in its cache: with 2**15 pixels the features of 10 classes of 256 images took 0.7
     to 0.8 of the time of one pass for all (one thread; 1x8x8 at width 32, 3x32x32 at width 64). A GPU wants few
     passes: 2**21 pixels, or 2048 images of 32x32, need below 6 GiB in the default ConvNet (by count, not measured).
     """
-    if chunk is None:
-        chunk = (2**15 if images.device.type == "cpu" else 2**21) // images[0, 0].numel()
-    return max(1, chunk // max(counts))
+    return chunk or max(1, (2**15 if images.device.type == "cpu" else 2**21) // images[0, 0].numel())
 
 
-def _chunks(batch: Batch, groups: int) -> Iterator[Batch]:
+def chunks(batch: Batch, groups: int) -> Iterator[Batch]:
     """Cut a batch into batches of at most `groups` groups."""
     starts = list(accumulate(batch.counts, initial=0))
     for first in range(0, len(batch.counts), groups):
@@ -183,31 +192,53 @@ def _chunks(batch: Batch, groups: int) -> Iterator[Batch]:
 
 
 def match_features(
-    network: nn.Module, real: Batch, synthetic: Batch, *, classes: Classes = "auto", chunk: int | None = None
+    network: nn.Module,
+    real: Batch,
+    synthetic: Batch,
+    *,
+    classes: Classes = "auto",
+    chunk: int | None = None,
+    embed: Compiled | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compare the mean embeddings of real and synthetic images of each group by the squared Euclidean distance.
 
     classes: `joint` embeds all groups together, `per_class` one after the other. The two differ only for BatchNorm in
     train mode, where `joint` (and `auto`) take the statistics over all groups, as the paper does. Other networks
-    embed about `chunk` images in one pass, None for a good number; it bounds memory.
+    embed about `chunk` images in one pass, None for a good number; it bounds memory. The real images of a group that
+    is larger are embedded in several passes, since they need no graph. embed: the network's embedding, if it may be
+    compiled.
     Returns the distance of each group, [G], and the derivative of their sum like `synthetic.images`, both detached.
     """
+    size = None if batch_norms(network) else _images_per_pass(chunk, real.images)
     if classes == "per_class":
         groups = 1
-    elif batch_norms(network):
+    elif size is None:
         groups = len(real.counts)
     else:
-        groups = _groups_per_pass([*real.counts, *synthetic.counts], chunk, real.images)
-    embed: Callable[[Tensor], Tensor] = network.features  # type: ignore[assignment]
+        groups = max(1, size // max(*real.counts, *synthetic.counts))
+    function: Callable[[Tensor], Tensor] = network.features if embed is None else embed  # type: ignore[assignment]
     losses, derivatives = [], []
-    for one_real, one_synthetic in zip(_chunks(real, groups), _chunks(synthetic, groups), strict=True):
+    for one_real, one_synthetic in zip(chunks(real, groups), chunks(synthetic, groups), strict=True):
         with torch.no_grad():
-            target = group_means(embed(one_real.images), one_real.counts)
+            target = group_means(_in_passes(function, one_real.images, size, bool(embed)), one_real.counts)
         images = one_synthetic.images.detach().requires_grad_()
-        loss = (group_means(embed(images), one_synthetic.counts) - target).square().sum(1)
+        loss = (group_means(function(images), one_synthetic.counts) - target).square().sum(1)
         derivatives.append(torch.autograd.grad(loss.sum(), images)[0])
         losses.append(loss.detach())
     return torch.cat(losses), torch.cat(derivatives)
+
+
+def _in_passes(embed: Callable[[Tensor], Tensor], images: Tensor, size: int | None, equal: bool) -> Tensor:
+    """Return the embeddings of images, `size` at a time; None: all at once.
+
+    equal: all passes have the same size, the last one is filled up with its last image.
+    """
+    if size is None or (len(images) <= size and not equal):
+        return embed(images)
+    parts = [*images.split(size)]
+    missing = size - len(parts[-1]) if equal else 0
+    parts[-1] = torch.cat([parts[-1], parts[-1][-1:].expand(missing, *images.shape[1:])])
+    return torch.cat([embed(part) for part in parts])[: len(images)]
 
 
 def group_means(values: Tensor, counts: Sequence[int]) -> Tensor:

@@ -51,14 +51,17 @@ def multiply_adds(network: nn.Module, shape: Shape) -> int:
 
     Runs one image through the network, which is faster than the meta device is at its first use (a second).
     """
-    total, training, weight = 0, network.training, next(network.parameters())
+    total, training = 0, network.training
 
     def count(layer: Any, _: Any, output: Tensor) -> None:
         nonlocal total
         total += layer.weight[0].numel() * output.numel()  # what enters one output value, times the values
 
     layers = [layer for layer in network.modules() if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear))]
+    if not layers:
+        return 0
     hooks = [layer.register_forward_hook(count) for layer in layers]
+    weight = layers[0].weight
     with torch.no_grad():
         network.eval()(torch.zeros(1, *shape, device=weight.device, dtype=weight.dtype))
     network.train(training)

@@ -169,3 +169,13 @@ def make_task():
         return FakeTask(spec, Dataset(info, names, train, test), dtype, artifacts or {})
 
     return make
+
+
+@pytest.fixture
+def compiles(monkeypatch):
+    """Compile whatever may be compiled, by everything of torch.compile but its code generator, which takes minutes."""
+    compile_ = torch.compile
+    monkeypatch.setenv("DDBENCH_COMPILE", "1")
+    monkeypatch.setattr(torch, "compile", lambda *args, **options: compile_(*args, backend="aot_eager", **options))
+    yield
+    torch.compiler.reset()

@@ -93,6 +93,24 @@ def test_ten_steps_are_those_of_the_plain_loop(make_task, classes, ipc):
     assert (images - make_task(ipc=ipc, dtype=DOUBLE).data.train.images().mean()).abs().max() > 0.1
 
 
+@pytest.mark.parametrize(("per_class", "distance"), [(20, "ours"), ((3, 20, 5), "mse")])
+def test_compiled_gradients_are_those_of_the_plain_ones(make_task, compiles, per_class, distance):
+    """Also with real groups of different sizes, which are filled up."""
+    make = {"per_class": per_class, "dtype": DOUBLE, "augment": "dsa:color_crop_cutout_flip_scale_rotate"}
+    plain, fast = (DC(small(classes=classes, distance=distance)) for classes in ("joint", "auto"))
+    expected, losses = run(plain, make_task(**make), 2)
+    images, log = run(fast, make_task(**make), 2)
+    assert (fast.choices(), plain.fast) == ({"gradients": "compiled"}, None)
+    torch.testing.assert_close(images, expected, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close([step["loss"] for step in log], [step["loss"] for step in losses])
+
+
+def test_short_runs_are_not_compiled(make_task):
+    method = DC(small())
+    method.start(make_task())
+    assert method.choices()["gradients"].startswith("plain: a short run")
+
+
 def test_classes_smaller_than_the_batch_are_taken_whole(make_task):
     results = [
         run(DC(small(classes=classes)), make_task(per_class=(20, 3, 5), dtype=DOUBLE), 3)

@@ -53,6 +53,32 @@ def test_ten_steps_are_those_of_the_plain_loop(make_task, augment, options):
     torch.testing.assert_close(torch.stack([step["loss"] for step in log]), losses)
 
 
+@pytest.mark.parametrize("chunk", [5, 6, None])
+def test_compiled_steps_are_those_of_the_plain_loop(make_task, compiles, chunk):
+    """Also where passes are filled up: of 6 real images per class with 5, and of all 18 with None."""
+    make = {"dtype": DOUBLE, "augment": STRATEGY}
+    method = DM(small(chunk=chunk))
+    images, _ = run(method, make_task(**make), 5)
+    expected, _ = reference(make_task(**make), small(), 5)
+    assert method.choices() == {"embedding": "compiled"}
+    torch.testing.assert_close(images, expected, rtol=1e-8, atol=1e-10)
+
+
+def test_short_runs_are_not_compiled(make_task):
+    method = DM(small())
+    method.start(make_task())
+    assert method.choices()["embedding"].startswith("plain: a short run")
+
+
+def test_bf16_stays_near_float32_and_float32_keeps_its_key(make_task):
+    sets = [run(DM(small(precision=precision)), make_task(), 5)[0] for precision in ("fp32", "bf16")]
+    start = run(DM(small()), make_task(), 0)[0]
+    moved = [images - start for images in sets]
+    assert 0 < (moved[1] - moved[0]).norm() < 0.2 * moved[0].norm()
+    assert "precision" not in small().model_dump(mode="json")
+    assert small(precision="bf16").model_dump(mode="json")["precision"] == "bf16"
+
+
 @pytest.mark.parametrize("chunk", [1, None])
 def test_batch_statistics_are_those_of_all_classes(make_task, chunk):
     make = {"dtype": DOUBLE, "network": NetSpec(arch="convnet", norm="bn", width=4, depth=2)}
