@@ -141,7 +141,7 @@ class Header(BaseModel):
     provenance: dict[str, Any] = {}
 
 
-@dataclass
+@dataclass(repr=False)
 class DistilledSet:
     """The result of a method.
 
@@ -162,6 +162,17 @@ class DistilledSet:
     rates: Tensor | None = None
     outliers: Tensor | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        h, shape = self.header, "x".join(str(side) for side in self.header.shape)
+        images = f"{len(self.labels)} images {shape} in {h.preprocessing}, {h.label_kind} labels"
+        return f"DistilledSet({h.method} on {h.dataset}, seed {h.seed}: {images})"
+
+    def _repr_png_(self) -> bytes | None:
+        """Return the picture that notebooks show."""
+        from bench import interactive
+
+        return interactive.show(self)._repr_png_()
 
 
 # ---------------------------------------------------------------------------------------------- results

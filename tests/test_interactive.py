@@ -182,6 +182,12 @@ def test_a_picture(task, tmp_path):
 # ---------------------------------------------------------------------------------------------- mistakes
 
 
+def test_a_set_says_what_it_is_and_notebooks_show_it(task, tmp_path):
+    made = bench.distil("random", task, store=tmp_path, progress=False)
+    assert repr(made) == "DistilledSet(random on debug, seed 3: 20 images 3x8x8 in meanstd, hard labels)"
+    assert made._repr_png_().startswith(b"\x89PNG")
+
+
 def test_mistakes(task, tmp_path):
     with pytest.raises(UserError, match=r"distil: grid.methods\[0\].params.iteration: .*did you mean 'iterations'"):
         bench.distil("dm", task, iteration=3, store=tmp_path)
