@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from bench.regression.compare import Finding
 
 NAME = "check"
+ROWS = 30
+"""Most lines about single changes on the terminal."""
 
 
 def command(
@@ -73,10 +75,13 @@ def print_findings(findings: Sequence[Finding]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for head in show.HEADS:
         table.add_column(head, overflow="fold", justify="right" if head in ("baseline", "now") else "left")
-    for one in show.changed(findings):
+    changed = show.changed(findings)
+    for one in changed[:ROWS]:
         table.add_row(*map(Text, show.row(one)), style="red" if one.failed else "green")
     if table.row_count:
         screen.console.print(table)
+        if len(changed) > ROWS:
+            screen.console.print(f"and {len(changed) - ROWS} more: see --markdown FILE")
         screen.console.print()
     *lines, verdict = show.summary(findings)
     for line in lines:

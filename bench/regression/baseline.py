@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -133,13 +134,13 @@ def save(file: Path, baseline: Baseline) -> None:
 
 
 def _mean(runs: Sequence[Values]) -> Values:
-    """Return the mean over the runs of every value; on one machine they are usually equal to the last digit."""
+    """Return the mean over the runs of every value; equal ones, as one machine gives, stay equal to the last digit."""
     found: dict[int, dict[int, list[float]]] = {}
     for run in runs:
         for seed, replicates in run.items():
             for replicate, value in replicates.items():
                 found.setdefault(seed, {}).setdefault(replicate, []).append(value)
-    return {seed: {e: sum(values) / len(values) for e, values in own.items()} for seed, own in found.items()}
+    return {seed: {e: statistics.mean(values) for e, values in own.items()} for seed, own in found.items()}
 
 
 def _by_identity(measured: Sequence[Measured]) -> list[list[Cost]]:

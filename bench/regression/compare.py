@@ -229,14 +229,14 @@ def _why(one: Known, measured: Measured) -> str:
     """Return why a cost of the baseline cannot be compared."""
     same = [cost for cost in measured.costs if cost.name == one.name]
     if not measured.costs:
-        return "the run has no measured cells"
+        return "the run has no cells measured in processes of their own"
     if not same:
-        return "no cell of this name was measured from its begin to its end"
+        return "no cell of this name was measured from its begin to its end in a process of its own"
     if all(cost.digest != one.digest for cost in same):
         return "the settings are others than in the baseline"
     if all(cost.hardware != one.hardware for cost in same):
         return f"other hardware: {same[0].hardware}; baseline: {one.hardware}"
-    return "not measured in a process of its own"
+    return "not measured"
 
 
 def band(one: Known, kind: str, baseline: Baseline, seeds: int, count: int) -> float:

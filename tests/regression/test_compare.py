@@ -216,7 +216,7 @@ def test_cpu_seconds_count_except_on_a_gpu_or_on_request(wall, device, kind):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda run: run.costs.clear(), "the run has no measured cells"),
+        (lambda run: run.costs.clear(), "the run has no cells measured in processes of their own"),
         (lambda run: [setattr(cost, "name", "x") for cost in run.costs], "no cell of this name"),
         (lambda run: [setattr(cost, "digest", "x") for cost in run.costs], "the settings are others"),
         (lambda run: [setattr(cost, "hardware", "device cpu") for cost in run.costs], "other hardware: device cpu;"),

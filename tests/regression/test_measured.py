@@ -76,16 +76,17 @@ def test_accuracies_are_those_of_final_sets_by_seed_and_replicate(tmp_path):
 def test_costs_are_multiples_of_the_calibration_of_the_run(tmp_path):
     results = {
         "d0": {"usage": usage(4.0, 0.001), "profile": {"peak_host_MiB": 30.0, "peak_device_MiB": None}},
-        "d1": {"usage": usage(2.0, 0.003, own_process=False), "profile": {"peak_host_MiB": 1.0}},
-        "t0": {"usage": usage(0.1, None)},
+        "d1": {"usage": usage(2.0, 0.003), "profile": {"peak_host_MiB": None}},
+        "t0": {"usage": usage(0.1, None), "profile": {"peak_host_MiB": 3.0}},
     }
     found = measured.read(write(tmp_path / "run", results, [], {}))
     distil, train = found.costs
     assert (distil.name, train.name) == ("distil dm, digits, ipc 1", "train net on dm, digits, ipc 1")
     assert [sample.cpu for sample in distil.samples] == pytest.approx([4.0 / 0.002, 2.0 / 0.002])
     assert [sample.wall for sample in distil.samples] == pytest.approx([40.0 / 0.02, 20.0 / 0.02])
-    assert [sample.MiB for sample in distil.samples] == [30.0, None]  # that of a shared process is not its own
+    assert [sample.MiB for sample in distil.samples] == [30.0, None]
     assert [sample.cpu for sample in train.samples] == pytest.approx([0.2 / 0.002])  # short ones count as 0.2 s
+    assert [sample.MiB for sample in train.samples] == [measured.SMALL]
     assert distil.median("cpu_seconds") == 3.0
     assert distil.hardware == "system Linux, cpu made up, device cpu, threads 1"
     assert found.origin["calibration"][distil.hardware] == pytest.approx({"cpu_seconds": 0.002, "seconds": 0.02})
@@ -94,10 +95,17 @@ def test_costs_are_multiples_of_the_calibration_of_the_run(tmp_path):
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"usage": usage(4.0, resumed=True)}, {"usage": usage(4.0), "files": {"lost": {"size": 1, "sha256": ""}}}],
+    [
+        {},
+        {"usage": usage(4.0, resumed=True)},
+        {"usage": usage(4.0, own_process=False)},
+        {"usage": usage(4.0), "files": {"lost": {"size": 1, "sha256": ""}}},
+    ],
 )
 def test_cells_without_a_whole_measurement_have_no_cost(tmp_path, fields):
-    assert measured.read(write(tmp_path / "run", {"d0": fields}, [], {})).costs == []
+    found = measured.read(write(tmp_path / "run", {"d0": fields}, [], {}))
+    assert (found.costs, found.origin["calibration"]) == ([], {})
+    assert found.origin["commit"] == ([] if "files" in fields else ["abc"])  # where it comes from is known all the same
 
 
 def test_settings_tell_costs_apart_and_versions_do_not(tmp_path):
