@@ -7,8 +7,10 @@ say so. `argmax` alone would silently give it the share of class 0.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from bench.api import EvalSpec, Evaluation, Measure, NetSpec, Trained, Training
@@ -41,12 +43,18 @@ def request(
     """
     return Training(
         network=nets.resolve(network or spec.network, spec.task.dataset.shape),
-        recipe=recipes.resolve(spec.recipe).model_dump(mode="json"),
+        recipe=_recipe(json.dumps(spec.recipe)),
         replicates=replicates or spec.replicates,
         snapshot=snapshot,
         weights=weights,
         sets=tuple(sets),
     )
+
+
+@cache
+def _recipe(given: str) -> Mapping[str, Any]:
+    """Return all fields of a recipe given as JSON text; one mapping for the seeds of a suite, never to be changed."""
+    return recipes.resolve(json.loads(given)).model_dump(mode="json")
 
 
 def correct(logits: Tensor, labels: Tensor, k: int = 1) -> Tensor:

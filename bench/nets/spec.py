@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -142,7 +143,15 @@ def parse(network: str | Mapping[str, Any] | NetSpec) -> NetSpec:
     """
     if isinstance(network, NetSpec):
         return network
-    fields = _fields(network) if isinstance(network, str) else dict(network)
+    return _named(network) if isinstance(network, str) else _made(dict(network))
+
+
+@cache
+def _named(name: str) -> NetSpec:
+    return _made(_fields(name))
+
+
+def _made(fields: dict[str, Any]) -> NetSpec:
     fields.setdefault("arch", "convnet")
     if not isinstance(fields["arch"], str):
         raise UserError(f"arch of a network must be a name, not {fields['arch']!r}", hint="for example convnet")
@@ -210,6 +219,7 @@ def label(spec: NetSpec, shape: Shape | None = None) -> str:
 # ---------------------------------------------------------------------------------------------- sizes
 
 
+@cache
 def resolve(spec: NetSpec, shape: Shape) -> NetSpec:
     """Return the spec with every open field filled in for this image shape, and checked.
 

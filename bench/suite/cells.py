@@ -18,7 +18,7 @@ from bench.errors import UserError
 from bench.nets import spec as nets
 from bench.registry import ARTIFACTS, METHODS
 from bench.suite import weights
-from bench.suite.keys import canonical, key, task_config, training_fields
+from bench.suite.keys import canonical, key, network_fields, recipe_fields, task_config, training_fields
 from bench.suite.problems import Problems, call, validate
 from bench.suite.resolve import Chosen, Variant, plugin, resolved
 
@@ -28,7 +28,7 @@ MAX_NEEDS = 10
 Kind = Literal["prepare", "distil", "evaluate"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Cell:
     """One unit of work.
 
@@ -56,6 +56,7 @@ class Cells:
     def __init__(self, data: dict[str, str], threads: int, replicates: int, found: Problems) -> None:
         self.by_key: dict[str, Cell] = {}
         self._artifacts: dict[str, type[Artifact]] = {}
+        self._dumped: dict[int, tuple[Params, dict[str, Any]]] = {}
         self.data, self.threads, self.replicates, self.found = data, threads, replicates, found
 
     def add_variant(self, variant: Variant, seed: int, chosen: Sequence[Chosen]) -> None:
@@ -100,7 +101,7 @@ class Cells:
             "kind": "distil",
             "method": variant.name,
             "version": variant.kind.version,
-            "params": variant.params.model_dump(mode="json"),
+            "params": self._params(variant.params),
             "task": self._task(task),
             "inputs": self._needs(f"method {variant.name!r}", variant.kind, variant.params, task, task),
             "timed": timed,
@@ -144,13 +145,13 @@ class Cells:
             "kind": "evaluate",
             "evaluator": evaluator.name,
             "version": evaluator.kind.version,
-            "params": evaluator.params.model_dump(mode="json"),
+            "params": self._params(evaluator.params),
             "task": task,
             "method": spec.method,
             "method_steps": spec.method_steps,
             "eval": {
-                "network": spec.network.model_dump(mode="json"),
-                "recipe": dict(spec.recipe),
+                "network": network_fields(spec.network),
+                "recipe": recipe_fields(spec.recipe),
                 "replicates": spec.replicates,
             },
             "trainings": requests,
@@ -178,7 +179,7 @@ class Cells:
             "version": kind.version,
             "params": {
                 **{name: value for name, value in fields.items() if name != "sets"},
-                "network": network.model_dump(mode="json"),
+                "network": network_fields(network),
             },
             "task": task,
             "inputs": sets,
@@ -241,6 +242,12 @@ class Cells:
         if name not in self._artifacts:
             self._artifacts[name] = plugin(ARTIFACTS, name, Artifact)  # type: ignore[type-abstract]
         return self._artifacts[name]
+
+    def _params(self, params: Params) -> dict[str, Any]:
+        """Return parameters as plain JSON values: one dict for all seeds, never to be changed."""
+        if id(params) not in self._dumped:  # the parameters are kept beside it, so that no others get their id
+            self._dumped[id(params)] = params, params.model_dump(mode="json")
+        return self._dumped[id(params)][1]
 
     def _task(self, spec: TaskSpec) -> dict[str, Any]:
         """Return the configuration of a task. Raises `MissingData` for a dataset only an artifact asks for."""

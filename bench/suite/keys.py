@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from bench.api import TaskSpec, Training
+from bench.api import NetSpec, TaskSpec, Training
 
 KEY_LENGTH = 20
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
@@ -34,13 +35,27 @@ def key(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical(config).encode()).hexdigest()[:KEY_LENGTH]
 
 
+@cache
+def network_fields(network: NetSpec) -> dict[str, Any]:
+    """Return a network as plain JSON values: one dict for all cells, never to be changed."""
+    return network.model_dump(mode="json")
+
+
+def recipe_fields(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe as plain JSON values: one dict for all equal ones, never to be changed."""
+    return _read(json.dumps(dict(recipe), default=to_jsonable_python))
+
+
+_read = cache(json.loads)
+
+
 def task_config(spec: TaskSpec, data: str) -> dict[str, Any]:
     """Return what identifies a task. data: fingerprint of the dataset, which stands for all its facts."""
     return {
         "dataset": spec.dataset.name,
         "data": data,
         "ipc": spec.ipc,
-        "network": spec.network.model_dump(mode="json"),
+        "network": network_fields(spec.network),
         "preprocessing": spec.preprocessing,
         "augment": spec.augment,
         "seed": spec.seed,
@@ -50,11 +65,11 @@ def task_config(spec: TaskSpec, data: str) -> dict[str, Any]:
 def training_fields(training: Training) -> dict[str, Any]:
     """Return a request for trained networks as plain JSON values, exactly as the evaluator made it."""
     fields = {
-        "network": training.network,
-        "recipe": training.recipe,
+        "network": network_fields(training.network),
+        "recipe": recipe_fields(training.recipe),
         "replicates": training.replicates,
         "snapshot": training.snapshot,
         "weights": training.weights,
     }
     later = {"sets": training.sets, "rates": training.rates}
-    return to_jsonable_python(fields | {name: value for name, value in later.items() if value})
+    return fields | {name: to_jsonable_python(value) for name, value in later.items() if value}
