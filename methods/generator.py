@@ -141,6 +141,7 @@ def train(task: Task, network: SmallPrior, encoder: Encoder, p: Any) -> None:
             loss.backward()
             optimiser.step()
             step += 1
+            task.report(step, total, "steps of the generator")
             torch._foreach_lerp_(averages, [w.detach() for w in weights], 1 - min(AVERAGE, step / (step + 10)))
     with torch.no_grad():
         torch._foreach_copy_(weights, averages)
