@@ -92,6 +92,14 @@ def test_isa_and_frepo_agree_within_their_intervals():
     assert isa.low < frepo.mean < isa.high
 
 
+def test_prediction_matching_beats_distribution_matching_on_logits_and_loses_on_classes():
+    found = {label: accuracies("apm_mnist", label, 10) for label in ("apm", "apm groups", "apm hard", "dm", "random")}
+    real = accuracies("apm_mnist", "real + teacher", 10)
+    assert found["apm"].low > found["dm"].high
+    assert found["apm groups"].mean > real.mean > found["dm"].high
+    assert found["random"].mean < found["apm hard"].mean < found["dm"].low
+
+
 def attacked(run: str, label: str, attack: str) -> stats.Summary:
     """Return the AUC of an attack; one observation is the mean of a chunk's networks."""
     lines = map(json.loads, (RESULTS / run / "records.jsonl").read_text().splitlines())
