@@ -24,6 +24,7 @@ from bench.cli import (
     evaluate,
     gc,
     import_,
+    inspect,
     listing,
     new,
     plan,
@@ -57,6 +58,7 @@ for verb in (
     evaluate,
     gc,
     import_,
+    inspect,
     convert_generator,
     new,
 ):
