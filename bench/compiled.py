@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,7 +42,7 @@ class Compiled:
         self.choice = "compiled" if reason is None else f"plain: {reason}"
         if reason is None:
             lazy.load()
-        self._fast = torch.compile(plain, fullgraph=True, dynamic=False, **options) if reason is None else None
+        self._fast = None if reason else torch.compile(_own(plain), fullgraph=True, dynamic=False, **options)
 
     def __bool__(self) -> bool:
         return self._fast is not None
@@ -56,6 +57,19 @@ class Compiled:
             self._fast = None
             self.choice = f"plain: the compiler failed ({type(error).__name__})"
             return self.plain(*arguments)
+
+
+def _own(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function with a code object of its own.
+
+    The compiler keeps what it made by code object, and at most eight of one: all that is made in one place of the
+    source would share them.
+    """
+
+    def call(*arguments: Any) -> Any:
+        return plain(*arguments)
+
+    return types.FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
 
 
 def function(

@@ -46,16 +46,16 @@ class Step:
     ) -> None:
         self.handle, self.loss, self.outlier_weight = handle, loss, outlier_weight
         self.precision = _precision(recipe.precision, device)
-        stacked = handle.stack == "vmap"
-        self.whole = stacked or device.type != "cpu" or bool(handle.buffers)
+        self.whole = handle.stack == "vmap" or device.type != "cpu" or bool(handle.buffers)
         self.size = 0  # images in a compiled piece; known with the first batch, which is the largest
-        self.compiled = compiled.function(
-            self._all_pieces if stacked else self._piece,
-            "evaluation step",
-            work=work,
-            device=device,
-            wanted=recipe.compile,
-        )
+        self.reason = compiled.reason_against(work, device, recipe.compile)
+        if self.reason is None:
+            self.gradients = _gradients(handle, loss, bool(outlier_weight), recipe.precision, device)
+
+    @property
+    def choice(self) -> str:
+        """Say how the steps are done: `compiled`, or `plain: ` and why."""
+        return f"plain: {self.reason}" if self.reason is not None else self.gradients.choice
 
     def __call__(self, images: Tensor, target: Tensor) -> Tensor:
         """Set the gradients of the stacked parameters and update the buffers; return the losses, [E].
@@ -64,7 +64,7 @@ class Step:
         """
         handle = self.handle
         params = {k: v.detach() for k, v in handle.params.items()}
-        run = self._compiled if self.compiled else self._plain
+        run = self._compiled if self.reason is None and self.gradients else self._plain
         found, gradients, handle.buffers = run(params, handle.buffers, images, target)
         for name, parameter in handle.params.items():
             parameter.grad = gradients[name]
@@ -90,17 +90,11 @@ class Step:
 
     def _loss(self, params: Tensors, buffers: Tensors, images: Tensor, target: Tensor) -> tuple[Tensor, Tensors]:
         """Return the loss of one network: on the first images its labels, on further ones outlier exposure."""
-        logits, buffers = self._logits(params, buffers, images)
+        logits, buffers = _logits(self.handle.module, params, buffers, images)
         loss = losses.compute(self.loss, logits[: len(target)], target)
         if len(images) > len(target):
             loss = loss + self.outlier_weight * losses.outlier_exposure(logits[len(target) :])
         return loss, buffers
-
-    def _logits(self, params: Tensors, buffers: Tensors, images: Tensor) -> tuple[Tensor, Tensors]:
-        from bench.nets import call
-
-        logits, buffers = call(self.handle.module, params, buffers, images)
-        return logits.to(images.dtype), buffers
 
     # ------------------------------------------------------------------------------------------ compiled
 
@@ -115,7 +109,7 @@ class Step:
         outside[inside:size] = self.outlier_weight / max(1, size - inside)
         images, target = _filled(images, missing), _filled(target, size - inside + missing)
         if self.handle.stack == "vmap":
-            return self.compiled(params, buffers, images, target, weight, outside)
+            return self.gradients(params, buffers, images, target, weight, outside)
         return _stacked(
             self._added_up(_of(params, e), _of(buffers, e), images[e], target[e], weight, outside)
             for e in range(self.handle.size)
@@ -133,39 +127,49 @@ class Step:
         cut = len(rest[0]) if self.whole else self.size
         total, sums = rest[0].new_zeros(()), {k: torch.zeros_like(v) for k, v in params.items()}
         for piece in zip(*(each.split(cut) for each in rest), strict=True):
-            loss, gradients, buffers = self.compiled(params, buffers, *piece)
+            loss, gradients, buffers = self.gradients(params, buffers, *piece)
             total = total + loss
             for name, gradient in gradients.items():
                 sums[name].add_(gradient)
         return total, sums, buffers
 
-    def _all_pieces(
-        self, params: Tensors, buffers: Tensors, images: Tensor, target: Tensor, weight: Tensor, outside: Tensor
-    ) -> Found:
-        each = torch.vmap(self._gradients, in_dims=(0, 0, 0, 0, None, None))
-        return each(params, buffers, images, target, weight, outside)
 
-    def _piece(
-        self, params: Tensors, buffers: Tensors, images: Tensor, target: Tensor, weight: Tensor, outside: Tensor
-    ) -> Found:
-        params = {k: _channels_last(v) for k, v in params.items()}
-        return self._gradients(params, buffers, _channels_last(images), target, weight, outside)
+_known: dict[tuple[Any, ...], compiled.Compiled] = {}
+"""What was compiled in this process: networks trained in turn (at several rates) share it."""
 
-    def _gradients(
-        self, params: Tensors, buffers: Tensors, images: Tensor, target: Tensor, weight: Tensor, outside: Tensor
-    ) -> Found:
-        """Return loss, gradients and buffers of one network on one piece."""
 
+def _gradients(handle: Handle, loss: str, exposed: bool, precision: str, device: torch.device) -> compiled.Compiled:
+    """Return the function that is compiled: loss, gradients and buffers of one network on a piece, or of all stacked.
+
+    Its arguments are params, buffers, images, target, and for each image the weight of its loss and of its exposure.
+    """
+    module, stacked, cast = handle.module, handle.stack == "vmap", _precision(precision, device)
+    shapes = tuple((name, tuple(value.shape[1:])) for name, value in {**handle.params, **handle.buffers}.items())
+    key = (handle.spec, shapes, stacked, loss, exposed, precision, device)
+    if key in _known:
+        return _known[key]
+
+    def alone(
+        params: Tensors, buffers: Tensors, images: Tensor, target: Tensor, weight: Tensor, outside: Tensor
+    ) -> Found:
         def total(params: Tensors) -> tuple[Tensor, Tensors]:
-            logits, new = self._logits(params, buffers, images)
-            loss = (weight * losses.of_each(self.loss, logits, target)).sum()
-            if self.outlier_weight:
-                loss = loss + (outside * losses.exposure_of_each(logits)).sum()
-            return loss, new
+            logits, new = _logits(module, params, buffers, images)
+            found = (weight * losses.of_each(loss, logits, target)).sum()
+            if exposed:
+                found = found + (outside * losses.exposure_of_each(logits)).sum()
+            return found, new
 
-        with self.precision():
-            gradients, (loss, new) = torch.func.grad_and_value(total, has_aux=True)(params)
-        return loss, gradients, new
+        if not stacked:
+            params, images = {k: _channels_last(v) for k, v in params.items()}, _channels_last(images)
+        with cast():
+            gradients, (found, new) = torch.func.grad_and_value(total, has_aux=True)(params)
+        return found, gradients, new
+
+    def together(*arguments: Any) -> Found:
+        return torch.vmap(alone, in_dims=(0, 0, 0, 0, None, None))(*arguments)
+
+    _known[key] = compiled.Compiled(together if stacked else alone, "evaluation step", None, {})
+    return _known[key]
 
 
 def multiply_adds(module: nn.Module, example: Tensor) -> int:
@@ -181,6 +185,14 @@ def multiply_adds(module: nn.Module, example: Tensor) -> int:
         module(torch.empty_like(example, device="meta", dtype=torch.float32))
     module.train(training)
     return counter.get_total_flops() // 2
+
+
+def _logits(module: nn.Module, params: Tensors, buffers: Tensors, images: Tensor) -> tuple[Tensor, Tensors]:
+    """Return logits in the precision of the images, and the new buffers."""
+    from bench.nets import call
+
+    logits, buffers = call(module, params, buffers, images)
+    return logits.to(images.dtype), buffers
 
 
 def _of(tensors: Tensors, e: int) -> Tensors:

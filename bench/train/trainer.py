@@ -142,7 +142,7 @@ def train(
         _ordered(handle, data, step, recipe, steps, rates, on_epoch)
     else:
         _epochs(handle, data, step, recipe, _base_rate(recipe, rate), on_epoch)
-    handle.compiled = step.compiled.choice
+    handle.compiled = step.choice
     for parameter in handle.params.values():
         parameter.requires_grad_(False).grad = None
     return handle

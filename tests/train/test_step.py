@@ -36,7 +36,7 @@ def traced(monkeypatch):
 
         return counted
 
-    torch._dynamo.reset()
+    monkeypatch.setattr(step, "_known", {})
     monkeypatch.setattr(bench.lazy.torch, "compile", compile_)
     monkeypatch.setattr(compiled, "has_compiler", lambda: True)
     return calls
@@ -154,6 +154,7 @@ def test_a_compiler_that_fails_is_not_asked_again(monkeypatch, info, images, lab
         asked.append(1)
         raise RuntimeError("no such instruction")
 
+    monkeypatch.setattr(step, "_known", {})
     monkeypatch.setattr(bench.lazy.torch, "compile", lambda f, **options: real_compile(f, backend=backend, **options))
     monkeypatch.setattr(compiled, "has_compiler", lambda: True)
     plain, fast = both(SPEC, images, labels, info, stack="loop")
@@ -172,7 +173,6 @@ def test_no_compiler_no_compiled_step(monkeypatch, info, images, labels):
 def test_through_the_compiler_same_seed_same_bytes(info, images, labels):
     if not compiled.has_compiler():
         pytest.skip("no C++ compiler here")
-    torch._dynamo.reset()
     spec = NetSpec(norm="in", width=4, depth=1)
     plain, fast = both(spec, images.float(), labels, info)
     again = both(spec, images.float(), labels, info)[1]
