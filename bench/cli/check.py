@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from bench.regression.compare import Finding
 
 NAME = "check"
+STYLES = {"better": "green", "unclear": "yellow"}
 ROWS = 30
 """Most lines about single changes on the terminal."""
 
@@ -77,7 +78,7 @@ def print_findings(findings: Sequence[Finding]) -> None:
         table.add_column(head, overflow="fold", justify="right" if head in ("baseline", "now") else "left")
     changed = show.changed(findings)
     for one in changed[:ROWS]:
-        table.add_row(*map(Text, show.row(one)), style="red" if one.failed else "green")
+        table.add_row(*map(Text, show.row(one)), style=STYLES.get(one.verdict, "red"))
     if table.row_count:
         screen.console.print(table)
         if len(changed) > ROWS:

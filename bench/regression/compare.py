@@ -29,7 +29,7 @@ from bench.run.usage import SHORT
 RISK = 0.01
 """Probability that the check of an unchanged run calls any of its costs worse."""
 
-Verdict = Literal["ok", "better", "new", "skipped", "worse", "missing"]
+Verdict = Literal["ok", "better", "new", "skipped", "unclear", "worse", "missing"]
 FAILS = ("worse", "missing")
 NO_SPREAD = "the baseline has measured no noise: give --update several runs, or one with several seeds"
 
@@ -85,8 +85,10 @@ def _cells(measured: Measured, baseline: Baseline) -> Iterator[Finding]:
             yield Finding("cell", name, "ok")
         else:
             yield Finding("cell", name, "missing", "ok", state, reason=reason)
-    for name in measured.cells.keys() - baseline.cells:
-        yield Finding("cell", name, "new", now=measured.cells[name][0])
+    known = set(baseline.cells)
+    for name, (state, _) in measured.cells.items():
+        if name not in known:
+            yield Finding("cell", name, "new", now=state)
 
 
 # ------------------------------------------------------------------------------------ accuracy
@@ -138,6 +140,7 @@ def unpaired(before: Values, now: Values) -> stats.Paired:
 def _judged(finding: Finding, difference: stats.Paired, margin: float, sets_differ: bool = False) -> Finding:
     """Return the finding with its verdict.
 
+    A loss beyond the margin whose interval reaches zero is unclear: too few sets to fail the check, too much to hide.
     Without an interval the margin alone decides, except between single sets of different seeds: they differ anyway.
     """
     low, high, mean = difference.low, difference.high, difference.mean
@@ -148,6 +151,8 @@ def _judged(finding: Finding, difference: stats.Paired, margin: float, sets_diff
             verdict = "skipped" if sets_differ else ("worse" if mean < 0 else "better")
         elif high < 0 or low > 0:
             verdict = "worse" if mean < 0 else "better"
+        elif mean < 0:
+            verdict = "unclear"
     reason = "no common seed and a single set: nothing can be said" if verdict == "skipped" else ""
     return replace(finding, verdict=verdict, change=f"{100 * mean:+.1f}{interval} points", reason=reason)
 

@@ -16,15 +16,15 @@ from bench.regression.compare import Finding, Verdict
 
 HEADS = ("", "what", "baseline", "now", "change")
 TITLES = {"cell": "cells with a result", "accuracy": "accuracies", "time": "times", "memory": "peaks of memory"}
-VERDICTS: tuple[Verdict, ...] = ("ok", "better", "new", "skipped", "worse", "missing")
+VERDICTS: tuple[Verdict, ...] = ("ok", "better", "new", "skipped", "unclear", "worse", "missing")
 QUIET = ("ok", "skipped", "new")
 MANY = 3
 """New cells and numbers are named one by one up to this many."""
 
 
 def changed(findings: Sequence[Finding]) -> list[Finding]:
-    """Return what is worth a line: the failures first, then what became better."""
-    return sorted((one for one in findings if one.verdict not in QUIET), key=lambda one: not one.failed)
+    """Return what is worth a line: the failures first, then what may be one, then what became better."""
+    return sorted((one for one in findings if one.verdict not in QUIET), key=lambda one: -VERDICTS.index(one.verdict))
 
 
 def row(finding: Finding) -> tuple[str, ...]:

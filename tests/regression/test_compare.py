@@ -93,9 +93,19 @@ def test_worse_needs_margin_and_interval():
         mean = np.mean(differences)
         outside = interval.high < 0 or interval.low > 0
         verdict, text = small(differences)
-        expected = ("worse" if mean < 0 else "better") if abs(mean) > 0.02 and outside else "ok"
+        beyond = ("worse" if mean < 0 else "better") if outside else "unclear"
+        expected = beyond if abs(mean) > 0.02 else "ok"
         assert verdict == expected
         assert text == f"{100 * mean:+.1f} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}] points"
+
+
+def test_a_loss_of_one_set_alone_is_shown_and_does_not_fail():
+    run = worlds.base()
+    known = baseline.make([run])
+    where = next(iter(run.accuracy))
+    run.accuracy[where] = {0: run.accuracy[where][0], 1: {0: 0.1, 1: 0.1}}
+    found = [one for one in check(run, known) if one.verdict != "ok"]
+    assert [(one.kind, one.verdict, one.failed) for one in found] == [("accuracy", "unclear", False)]
 
 
 def test_other_seeds_are_compared_by_welch():
