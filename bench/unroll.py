@@ -26,11 +26,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+
+if TYPE_CHECKING:
+    from bench.unroll_compiled import CompiledStep
 
 Mode = Literal["stored", "recompute", "identity", "window"]
 Batch = tuple[Tensor, ...]
@@ -88,13 +91,15 @@ def differentiate(
     momentum: float = 0.0,
     mode: Mode = "recompute",
     window: int | None = None,
+    fast: CompiledStep | None = None,
 ) -> Sweep:
     """Run the inner loop and return the outer loss with its derivatives.
 
     step_loss(w, *batch): inner loss at weights w [P], 0-d. outer_loss(w_T): 0-d. weights: w_0, float [P].
     batches: T functions that build their batch from the leaves, with a graph; they are called twice and must return
     the same each time (draw augmentation parameters before, not inside). rates: float [T]. leaves: tensors that
-    require a gradient. Raises `ValueError` for `window` without a size or another mode with one.
+    require a gradient. fast: the same `step_loss` in compiled functions, used where it is compiled. Raises
+    `ValueError` for `window` without a size or another mode with one.
     """
     if (mode == "window") != (window is not None):
         raise ValueError("mode 'window' needs a window size, the other modes take none")
@@ -102,7 +107,8 @@ def differentiate(
     if mode == "stored":
         return _stored(step_loss, outer_loss, weights, batches, rates, leaves, momentum)
     first = 0 if window is None else max(0, len(batches) - window)
-    path, velocities = _forward(step_loss, weights.detach(), batches, rates, momentum, first)
+    step: Step = fast or PlainStep(step_loss, mode != "identity")
+    path, velocities = _forward(step, weights.detach(), batches, rates, momentum, first)
     final = path[-1].detach().requires_grad_()
     loss = outer_loss(final)
     (lam,) = torch.autograd.grad(loss, final)
@@ -111,28 +117,58 @@ def differentiate(
     rate_gradients = torch.zeros_like(rates)
     for t in reversed(range(first, len(batches))):
         nu = nu - rates[t] * lam
-        point = path[t - first].detach().requires_grad_()
         with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(step_loss(point, *batches[t]()), point, create_graph=True)
-            product = nu @ gradient
-        rate_gradients[t] = -(lam @ (momentum * velocities[t - first] + gradient.detach()))
-        by_weights, *by_leaves = torch.autograd.grad(product, [point, *leaves], allow_unused=True)
+            inputs = batches[t]()
+        gradient, by_weights, by_leaves = step.adjoint(path[t - first], nu, inputs, leaves)
+        rate_gradients[t] = -(lam @ (momentum * velocities[t - first] + gradient))
         for total, part in zip(gradients, by_leaves, strict=True):
             if part is not None:
                 total += part
-        if mode != "identity" and by_weights is not None:
+        if by_weights is not None:
             lam = lam + by_weights
         nu = momentum * nu
     return Sweep(loss.detach(), gradients, rate_gradients, path[-1].detach())
 
 
+class Step(Protocol):
+    """What the sweep asks of one step at weights [P]; inputs are a batch."""
+
+    def gradient(self, weights: Tensor, inputs: Batch) -> Tensor:
+        """Return the gradient g [P] of the loss by the weights."""
+
+    def adjoint(
+        self, weights: Tensor, nu: Tensor, inputs: Batch, leaves: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor | None, Sequence[Tensor | None]]:
+        """Return g, and the derivatives of <nu, g> by the weights (None: not asked for) and by the leaves."""
+
+
+@dataclass
+class PlainStep:
+    """Any loss, differentiated twice by autograd. exact: also by the weights."""
+
+    loss: Callable[..., Tensor]
+    exact: bool = True
+
+    def gradient(self, weights: Tensor, inputs: Batch) -> Tensor:
+        """Return the gradient g [P] of the loss by the weights."""
+        point = weights.detach().requires_grad_()
+        return torch.autograd.grad(self.loss(point, *inputs), point)[0]
+
+    def adjoint(
+        self, weights: Tensor, nu: Tensor, inputs: Batch, leaves: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor | None, Sequence[Tensor | None]]:
+        """Return g, and the derivatives of <nu, g> by the weights (None: not asked for) and by the leaves."""
+        point = weights.detach().requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(self.loss(point, *inputs), point, create_graph=True)
+            product = nu @ gradient
+        targets = [point, *leaves] if self.exact else leaves
+        found = torch.autograd.grad(product, targets, allow_unused=True)
+        return gradient.detach(), *((found[0], found[1:]) if self.exact else (None, found))
+
+
 def _forward(
-    step_loss: Callable[..., Tensor],
-    weights: Tensor,
-    batches: Sequence[Callable[[], Batch]],
-    rates: Tensor,
-    momentum: float,
-    first: int,
+    step: Step, weights: Tensor, batches: Sequence[Callable[[], Batch]], rates: Tensor, momentum: float, first: int
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return w_t for t = first..T and v_t for t = first..T-1; without momentum all v_t are one shared zero vector."""
     path, velocity = [weights], torch.zeros_like(weights)
@@ -140,12 +176,10 @@ def _forward(
     for t, (rate, batch) in enumerate(zip(rates, batches, strict=True)):
         if t <= first:  # nothing before the first step that is differentiated is kept
             path, velocities = path[-1:], []
-        point = path[-1].detach().requires_grad_()
         with torch.no_grad():
             inputs = batch()
-        (gradient,) = torch.autograd.grad(step_loss(point, *inputs), point)
         velocities.append(velocity)
-        moved = momentum * velocity + gradient
+        moved = momentum * velocity + step.gradient(path[-1], inputs)
         velocity = moved if momentum else velocity
         path.append(path[-1] - rate * moved)
     return path, velocities

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from bench.api import Task
     from bench.augment import Draw
     from bench.unroll import Batch
+    from bench.unroll_compiled import CompiledStep
 
 CODE = "ssnl/dataset-distillation, base_options.py and README"
 MOMENTUM_CODE = "RememberThePast-DatasetDistillation, README, config and runner"
@@ -150,7 +151,23 @@ class DD(Method):
             self.optimiser = torch.optim.SGD(self.learned, lr=p.outer_lr, momentum=0.5)
         self.model = task.network().train()
         self.flat = Flat(self.model)
+        self.fast = self._compiled_step()
         self.queue = torch.empty(0, dtype=torch.int64, device=task.device)
+
+    def choices(self) -> Mapping[str, Any]:
+        """Return what was chosen for speed."""
+        return {"inner loop": self.fast.choice}
+
+    def _compiled_step(self) -> CompiledStep:
+        from bench import nets
+        from bench.unroll_compiled import CompiledStep
+
+        task, p = self.task, self.params
+        images = self.order.numel() if self.order is not None else p.steps * p.per_class * len(self.hard) // self.ipc
+        images *= 12 * self.steps * p.networks  # in forward passes: 3 for each step, 9 for its adjoint
+        work = images * nets.multiply_adds(self.model, task.spec.dataset.shape)
+        soft = self.label_logits.requires_grad
+        return CompiledStep(self.flat, exact=True, soft=soft, work=work, device=task.device)
 
     def _first_images(self) -> Tensor:
         """Return the images to start from, float [n, c, h, w], sorted by class."""
@@ -202,6 +219,7 @@ class DD(Method):
                     momentum=0.0 if self.scheduled else p.inner_momentum,
                     mode="recompute" if p.window is None else "window",
                     window=p.window,
+                    fast=self.fast,
                 )
                 parts = [sweep.leaves[0]]
                 if self.scheduled:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from bench.api import Task
     from bench.augment import Draw
     from bench.unroll import Batch, Mode
+    from bench.unroll_compiled import CompiledStep
 
 COMMANDS = "commands of the MTT authors in DC-BENCH, methods/tm"
 # dataset, IPC: syn_steps, expert_epochs, max_start_epoch, lr_img, lr_lr, lr_init, batch_syn, zca
@@ -142,6 +143,7 @@ class MTT(Parametrised):
         self.rate = torch.tensor(p.lr_init, dtype=self.set.images().dtype, device=task.device).requires_grad_()
         self.rate_optimiser = torch.optim.SGD([self.rate], lr=p.lr_lr, momentum=p.momentum)
         self.student = Flat(task.network().train())
+        self.fast = self._compiled_step()
         self.snapshots = task.artifact_slice("experts", "snapshots")
         self.left = torch.empty(0, dtype=torch.int64, device=task.device)
 
@@ -168,11 +170,26 @@ class MTT(Parametrised):
                 [self.seen],
                 mode=self._mode(),
                 window=p.window if self._mode() == "window" else None,
+                fast=self.fast,
             )
             self.set.update(images, sweep.leaves[0] * self._image_scale())
             self.rate.grad = sweep.rates.sum()
             self.rate_optimiser.step()
         return {"loss": sweep.loss, "rate": self.rate.detach()}
+
+    def choices(self) -> Mapping[str, Any]:
+        """Return what was chosen for speed."""
+        return {"student": self.fast.choice}
+
+    def _compiled_step(self) -> CompiledStep:
+        from bench import nets
+        from bench.unroll_compiled import CompiledStep
+
+        task, p = self.task, self.params
+        batch = min(p.batch_syn or len(self.set.labels), len(self.set.labels))
+        images = 12 * self.steps * p.syn_steps * batch  # in forward passes: 3 for each step, 9 for its adjoint
+        work = images * nets.multiply_adds(self.student.network, task.spec.dataset.shape)
+        return CompiledStep(self.student, exact=self._mode() != "identity", work=work, device=task.device)
 
     # -------------------------------------------------------------------------------- what TESLA changes
 

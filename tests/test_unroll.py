@@ -62,7 +62,7 @@ def test_the_loop_is_ordinary_sgd():
 def test_the_loop_is_plain_descent_bit_for_bit():
     """What a stored schedule of images and rates gives in anybody's loop is what the outer loss saw."""
     problem = toy()
-    network = problem["step_loss"].__closure__[0].cell_contents.network
+    network = problem["step_loss"].flat.network
     for rate, batch in zip(problem["rates"], problem["batches"], strict=True):
         images, labels = (part.detach() for part in batch())
         network.zero_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -9,6 +11,16 @@ from torch import nn
 from bench.unroll import Flat
 
 STEPS, IMAGES, CLASSES = 6, 9, 3
+
+
+@dataclass
+class Loss:
+    """Mean cross-entropy of a network at weights [P]."""
+
+    flat: Flat
+
+    def __call__(self, weights, images, labels):
+        return F.cross_entropy(self.flat(weights, images), labels)
 
 
 def toy(seed: int = 0, norm: bool = True):
@@ -27,7 +39,7 @@ def toy(seed: int = 0, norm: bool = True):
     chunks = [torch.randperm(IMAGES, generator=rng)[: 3 + t % 3] for t in range(STEPS)]
     rates = 0.1 + 0.2 * torch.rand(STEPS, generator=rng, dtype=torch.float64)
     return {
-        "step_loss": lambda w, x, y: F.cross_entropy(flat(w, x), y),
+        "step_loss": Loss(flat),
         "outer_loss": lambda w: F.cross_entropy(flat(w, real), target),
         "weights": flat.vector(),
         "batches": [lambda c=c: (images[c] * 1.5, labels[c]) for c in chunks],
