@@ -10,7 +10,17 @@ from typing import Any
 
 from bench.run.atomic import atomic_write
 
-COLUMNS = ("case", "unit", "fast", "plain", "ratio", "quartiles", "by cores", "memory", "claim")
+COLUMNS = ("case", "unit", "fast", "plain", "ratio", "quartiles", "by cores", "whole run", "memory", "claim")
+
+
+ON_SCREEN = ("case", "fast", "plain", "ratio", "by cores", "whole run", "memory", "claim")
+
+
+def on_screen(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Return what a terminal has room for, without columns that are empty."""
+    texts = [dict(zip(COLUMNS, cells(row), strict=True)) for row in rows]
+    used = [name for name in ON_SCREEN if any(text[name] for text in texts)]
+    return [{name: text[name] for name in used} for text in texts]
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
@@ -32,6 +42,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         f"{ratio['median']:.2f}x" if ratio else "",
         f"{ratio['low']:.2f} to {ratio['high']:.2f}" if ratio else "",
         f"{ratio['of_cores']:.2f}x" if ratio else "",
+        f"{ratio['whole']:.2f}x" if ratio and "whole" in ratio else "",
         f"{memory} MiB" if memory else "",
         claim,
     ]
@@ -53,7 +64,10 @@ def markdown(rows: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any]) -
         "",
         "Medians over turns of the two sides in one process; ratio: plain / fast, turn by turn; by cores: the",
     ]
-    lines += ["ratio of the time the cores spent; memory: peak above the start, fast / plain.", ""]
+    lines += [
+        "ratio of the time the cores spent; whole run: ratio of the run of which the case is a part, with all that"
+    ]
+    lines += ["the first call costs, as compilation; memory: peak above the start, fast / plain.", ""]
     lines += [f"- {name}: {_text(value)}" for name, value in provenance.items()]
     facts = [(row["name"], row["facts"]) for row in rows if row["facts"]]
     if facts:

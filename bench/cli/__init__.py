@@ -16,6 +16,7 @@ import warnings
 import typer
 
 from bench.cli import (
+    benchmark,
     check,
     convert_generator,
     data,
@@ -61,6 +62,7 @@ for verb in (
     inspect,
     convert_generator,
     new,
+    benchmark,
 ):
     app.command(verb.NAME)(verb.command)
 app.add_typer(data.app, name="data")

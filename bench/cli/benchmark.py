@@ -46,5 +46,5 @@ def command(
     if as_json:
         print(json.dumps({"provenance": origin, "rows": rows}, indent=1))
         return
-    screen.print_rows("benchmarks", [dict(zip(table.COLUMNS, table.cells(row), strict=True)) for row in rows])
+    screen.print_rows("benchmarks", table.on_screen(rows))
     print(out / "bench.md")

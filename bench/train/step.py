@@ -12,7 +12,7 @@ rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from bench.train import losses
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from bench.api import NetSpec
     from bench.train.recipe import Recipe
     from bench.train.trainer import Handle
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 WITH_BACKWARD = 3
 """A step in forward passes: one forward, and two products of the same size for the gradients of maps and weights."""
 PIECE = 10 * 2**17
-"""Values of the first feature map of a compiled piece, for each thread: 10 images in the default network at 32x32."""
+"""Values of the first feature map of a piece, for each thread: 10 images of 32x32 in the default network."""
 
 
 class Step:
@@ -101,7 +102,7 @@ class Step:
     def _compiled(self, params: Tensors, buffers: Tensors, images: Tensor, target: Tensor) -> Found:
         """As `_plain`, by compiled pieces of equal size; the last one is filled up with images that count nothing."""
         size, inside = images.shape[1], target.shape[1]
-        self.size = self.size or self._piece_size(images)
+        self.size = self.size or piece_size(self.handle.spec, images.shape[3:], size)
         missing = 0 if self.whole else -size % self.size
         weight = images.new_full((size + missing,), 1 / inside)
         weight[inside:] = 0
@@ -114,13 +115,6 @@ class Step:
             self._added_up(_of(params, e), _of(buffers, e), images[e], target[e], weight, outside)
             for e in range(self.handle.size)
         )
-
-    def _piece_size(self, images: Tensor) -> int:
-        """Return the size of pieces that cut a batch evenly; their maps lie in the caches of the cores."""
-        size, (height, width) = images.shape[1], images.shape[3:]
-        most = max(1, PIECE * torch.get_num_threads() // ((self.handle.spec.width or 64) * height * width))
-        pieces = -(-size // most)
-        return -(-size // pieces)
 
     def _added_up(self, params: Tensors, buffers: Tensors, *rest: Tensor) -> Found:
         """Return the sums of losses and gradients over the pieces of the batch of one network."""
@@ -170,6 +164,13 @@ def _gradients(handle: Handle, loss: str, exposed: bool, precision: str, device:
 
     _known[key] = compiled.Compiled(together if stacked else alone, "evaluation step", None, {})
     return _known[key]
+
+
+def piece_size(spec: NetSpec, side: Sequence[int], images: int) -> int:
+    """Return the size of the pieces that cut a batch evenly and whose maps lie in the caches of the cores."""
+    most = max(1, PIECE * torch.get_num_threads() // ((spec.width or 64) * side[0] * side[1]))
+    pieces = -(-images // most)
+    return -(-images // pieces)
 
 
 def multiply_adds(module: nn.Module, example: Tensor) -> int:

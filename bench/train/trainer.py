@@ -13,7 +13,7 @@ whatever E is and whatever happens to its neighbours: one that diverges leaves t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -24,7 +24,7 @@ from bench.lazy import F, torch
 from bench.train import losses, schedule
 from bench.train.batches import Batches
 from bench.train.recipe import Recipe
-from bench.train.step import WITH_BACKWARD, Step, multiply_adds
+from bench.train.step import WITH_BACKWARD, Step, multiply_adds, piece_size
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
@@ -182,7 +182,7 @@ def _fresh(
 def predict(handle: Handle, batches: Iterable[Tensor]) -> Tensor:
     """Return the logits of all networks in evaluation mode, float32 [E, N, K], on the device.
 
-    batches: images float [b, c, h, w] in order, preprocessed.
+    batches: images float [b, c, h, w] in order, preprocessed. A CPU takes them in pieces that its caches hold.
     """
     from bench.nets import call
 
@@ -195,7 +195,7 @@ def predict(handle: Handle, batches: Iterable[Tensor]) -> Tensor:
     networks = [handle.network(e) for e in range(handle.size)]
     parts: list[Tensor] = []
     with torch.no_grad():
-        for images in batches:
+        for images in _pieces(handle, batches):
             if handle.stack == "vmap" and images.device.type != "cpu":
                 logits = torch.vmap(forward, in_dims=(0, 0, None))(handle.params, handle.buffers, images)
             else:
@@ -203,6 +203,14 @@ def predict(handle: Handle, batches: Iterable[Tensor]) -> Tensor:
             parts.append(logits.float())
     module.train(training)
     return torch.cat(parts, 1)
+
+
+def _pieces(handle: Handle, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    for images in batches:
+        if images.device.type == "cpu" and len(images):
+            yield from images.split(piece_size(handle.spec, images.shape[2:], len(images)))
+        else:
+            yield images
 
 
 # ---------------------------------------------------------------------------------------------- the two loops

@@ -14,7 +14,7 @@ import yaml
 
 VERBS = [
     "run", "plan", "status", "report", "show", "list", "describe", "validate", "doctor", "evaluate", "gc", "data",
-    "inspect", "check", "import", "new", "convert-generator",
+    "inspect", "check", "import", "new", "convert-generator", "bench",
 ]  # fmt: skip
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "pandas", "scipy", "matplotlib", "sklearn")

@@ -349,3 +349,12 @@ def test_choice_of_stacking():
     assert choose_stack("auto", cpu, NetSpec(width=128), (3, 32, 32), 10) == "loop"
     assert choose_stack("auto", gpu, NetSpec(width=128), (3, 32, 32), 256) == "vmap"
     assert choose_stack("loop", gpu, NetSpec(width=128), (3, 32, 32), 256) == "loop"
+
+
+@pytest.mark.parametrize("stack", ["vmap", "loop"])
+def test_testing_in_pieces_is_testing_at_once(monkeypatch, info, images, labels, stack):
+    handle = train(SPEC, images, labels, Recipe(epochs=1), generators(*SEEDS), info=info, stack=stack)
+    at_once = predict(handle, [images, images[:2]])
+    monkeypatch.setattr("bench.train.step.PIECE", 2 * 4 * 64)
+    torch.testing.assert_close(predict(handle, [images, images[:2]]), at_once)
+    assert predict(handle, [images[:0]]).shape == (3, 0, 3)

@@ -89,7 +89,7 @@ def evaluate(
     network: nn.Module,
     images: Tensor,
     labels: Tensor,
-    test: Pictures,
+    pictures: Pictures,
     *,
     rng: Generator,
     epochs: int,
@@ -111,7 +111,15 @@ def evaluate(
         run_epoch(network, loader, criterion, images, rng if augment else None, optimiser)
         if epoch == epochs // 2 + 1:
             optimiser = torch.optim.SGD(network.parameters(), lr=rate * 0.1, momentum=0.9, weight_decay=5e-4)
-    return run_epoch(network, DataLoader(test, batch_size=batch, generator=Generator()), criterion, images, None, None)
+    return logits_of(network, pictures, images, batch)
+
+
+def logits_of(network: nn.Module, pictures: Pictures, like: Tensor, batch: int = 256) -> Tensor:
+    """Test one network; return the logits."""
+    criterion = nn.CrossEntropyLoss().to(like.device)
+    return run_epoch(
+        network, DataLoader(pictures, batch_size=batch, generator=Generator()), criterion, like, None, None
+    )
 
 
 def run_epoch(
