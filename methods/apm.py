@@ -36,6 +36,7 @@ from bench.distilled import make_set
 from bench.errors import UserError
 from bench.lazy import F, torch
 from methods import teachers
+from methods.apm_student import StudentGradients
 from methods.parametrise import Parametrised, budget
 
 if TYPE_CHECKING:
@@ -172,6 +173,22 @@ class APM(Parametrised):
         self.network = task.network()
         self.at_once = p.update_syn or images_at_once(task, p.students)
         self.done = 0
+        self.student_gradients = self._student_gradients()
+
+    def _student_gradients(self) -> StudentGradients:
+        from bench import nets
+
+        task, p = self.task, self.params
+        images = min(p.batch_syn or len(self.set.labels), len(self.set.labels))
+        renewals = math.ceil(self.steps / (p.mid_gap + 1))
+        seen = 3 * renewals * (p.student_epochs + 1) * images  # in forward passes: forward and backward
+        work = seen * nets.multiply_adds(self.network, task.spec.dataset.shape)
+        size = min(p.batch_train, images)
+        return StudentGradients(self.network, p.student_loss, size=size, work=work, device=task.device)
+
+    def choices(self) -> Mapping[str, Any]:
+        """Return what was chosen for speed."""
+        return {"student": self.student_gradients.choice} if self.params.groups == 1 else {}
 
     def _draw_teacher(self, stream: str) -> int:
         rng = self.task.rng(stream)
@@ -228,8 +245,12 @@ class APM(Parametrised):
             if epoch == p.student_epochs // 2 + 1:
                 sgd.param_groups[0]["lr"] = p.lr_net * 0.1
             for batch in torch.randperm(len(images), generator=rng, device=rng.device).split(p.batch_train):
-                sgd.zero_grad()
-                losses.compute(loss, student(task.augment(images[batch], rng)), targets[batch]).backward()
+                seen = task.augment(images[batch], rng)
+                if self.student_gradients:
+                    self.student_gradients.set(seen, targets[batch])
+                else:
+                    sgd.zero_grad()
+                    losses.compute(loss, student(seen), targets[batch]).backward()
                 sgd.step()
             if epoch in looks:
                 snapshots.append({name: tensor.clone() for name, tensor in student.state_dict().items()})

@@ -24,14 +24,17 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from bench import compiled
 from bench.api import DatasetInfo, DistilledSet, Method, NetSpec, Params, Preset, TaskSpec, param
 from bench.distilled import make_set
 from bench.errors import Diverged
 from bench.lazy import torch
 from bench.nets.spec import resolve
 from methods.krr import RIDGE, centred, solve
+from methods.matching import images_per_pass, in_passes
 from methods.parametrise import Pixels
 
 if TYPE_CHECKING:
@@ -117,6 +120,8 @@ class FRePo(Method):
 
     # -------------------------------------------------------------------------------- start
 
+    embed: compiled.Compiled | None = None
+
     def start(self, task: Task) -> None:
         """Draw images, set labels, fill the pool."""
         p, classes = self.params, task.spec.dataset.classes
@@ -130,6 +135,28 @@ class FRePo(Method):
         self.networks = [task.network(self.network_of(p)) for _ in range(p.pool)]
         self.optimisers = [self._fresh(network) for network in self.networks]
         self.ages = [p.max_age // p.pool * i for i in range(p.pool)]
+        self.embed = self._embedding()
+
+    def _embedding(self) -> compiled.Compiled:
+        """Return the features [n, q] of images as a function of a network's weights, compiled if the run is long."""
+        from bench import nets
+        from bench.nets.layers import Features
+
+        task, p = self.task, self.params
+        network = task.network(self.network_of(p)).eval()
+        features = Features(network)
+
+        def embed(state: dict[str, Tensor], images: Tensor) -> Tensor:
+            return torch.func.functional_call(features, state, (images,))
+
+        passes = p.batch + 3 * len(self.images) * (1 + p.flip)  # forward; forward and backward
+        work = self.steps * passes * nets.multiply_adds(network, task.spec.dataset.shape)
+        wanted: compiled.Wanted = "auto" if p.chunk is None else "never"
+        return compiled.function(embed, "features", work=work, device=task.device, wanted=wanted)
+
+    def choices(self) -> Mapping[str, Any]:
+        """Return what was chosen for speed."""
+        return {"features": self.embed.choice} if self.embed is not None else {}
 
     def _fresh(self, network: nn.Module) -> torch.optim.Adam:
         from bench.nets import initialise
@@ -150,7 +177,8 @@ class FRePo(Method):
             targets = centred(batch.labels, task.spec.dataset.classes, self.images.dtype)
         with task.phase("set"):
             with torch.no_grad():
-                real = network.features(batch.images)  # type: ignore[operator]
+                size = images_per_pass(None, batch.images) if self.embed else None
+                real = in_passes(partial(self._embed, network), batch.images, size, bool(self.embed))
             loss = self._regression(network, real, targets)
             gradients = torch.autograd.grad(loss + label_margin(self.labels), self.learned)
             self.lamb.step(gradients, p.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * self.count / p.iterations))))
@@ -177,13 +205,19 @@ class FRePo(Method):
         In evaluation mode an image's features do not depend on those beside it, so blocks are exact.
         """
         if self.params.chunk is None:
-            return network.features(images)  # type: ignore[operator]
+            return self._embed(network, images)
         from torch.utils.checkpoint import checkpoint
 
         def recomputed(block: Tensor) -> Tensor:
             return checkpoint(network.features, block, use_reentrant=False, preserve_rng_state=False)
 
         return torch.cat([recomputed(block) for block in images.split(self.params.chunk)])
+
+    def _embed(self, network: nn.Module, images: Tensor) -> Tensor:
+        """Return the features of images [n, q], differentiable by the images."""
+        if not self.embed:
+            return network.features(images)  # type: ignore[operator]
+        return self.embed({f"network.{name}": value for name, value in network.state_dict().items()}, images)
 
     def _loss(self, predicted: Tensor, targets: Tensor, real: Tensor) -> Tensor:
         """Return the loss of predictions [b, K] made from real features [b, q], 0-d."""

@@ -59,7 +59,7 @@ def match_gradients(
     names = parameters or compared(network, distance)
     joint_real, joint_synthetic = _joint_sides(network, classes, synthetic.images)
     together = [*(real.counts if joint_real else ()), *(synthetic.counts if joint_synthetic else ())]
-    groups = max(1, _images_per_pass(chunk, real.images) // max(together)) if together else 1
+    groups = max(1, images_per_pass(chunk, real.images) // max(together)) if together else 1
     losses, derivatives = [], []
     for one_real, one_synthetic in zip(chunks(real, groups), chunks(synthetic, groups), strict=True):
         target = group_gradients(network, one_real, names, joint=joint_real)
@@ -169,7 +169,7 @@ def _joint_sides(network: nn.Module, classes: Classes, images: Tensor) -> tuple[
     return classes == "joint", possible and classes == "joint"
 
 
-def _images_per_pass(chunk: int | None, images: Tensor) -> int:
+def images_per_pass(chunk: int | None, images: Tensor) -> int:
     """Return how many images make a pass; by their pixels where `chunk` is None.
 
     A CPU wants the maps of a pass in its cache: with 2**15 pixels the features of 10 classes of 256 images took 0.7
@@ -209,7 +209,7 @@ def match_features(
     compiled.
     Returns the distance of each group, [G], and the derivative of their sum like `synthetic.images`, both detached.
     """
-    size = None if batch_norms(network) else _images_per_pass(chunk, real.images)
+    size = None if batch_norms(network) else images_per_pass(chunk, real.images)
     if classes == "per_class":
         groups = 1
     elif size is None:
@@ -220,7 +220,7 @@ def match_features(
     losses, derivatives = [], []
     for one_real, one_synthetic in zip(chunks(real, groups), chunks(synthetic, groups), strict=True):
         with torch.no_grad():
-            target = group_means(_in_passes(function, one_real.images, size, bool(embed)), one_real.counts)
+            target = group_means(in_passes(function, one_real.images, size, bool(embed)), one_real.counts)
         images = one_synthetic.images.detach().requires_grad_()
         loss = (group_means(function(images), one_synthetic.counts) - target).square().sum(1)
         derivatives.append(torch.autograd.grad(loss.sum(), images)[0])
@@ -228,7 +228,7 @@ def match_features(
     return torch.cat(losses), torch.cat(derivatives)
 
 
-def _in_passes(embed: Callable[[Tensor], Tensor], images: Tensor, size: int | None, equal: bool) -> Tensor:
+def in_passes(embed: Callable[[Tensor], Tensor], images: Tensor, size: int | None, equal: bool) -> Tensor:
     """Return the embeddings of images, `size` at a time; None: all at once.
 
     equal: all passes have the same size, the last one is filled up with its last image.

@@ -124,6 +124,20 @@ def test_ten_steps_are_those_of_the_plain_loop(make, options, arguments):
 # ------------------------------------------------------------------------------------------------ the derivative
 
 
+@pytest.mark.parametrize("loss", ["l1", "soft_ce"])
+def test_compiled_students_are_the_plain_ones(make, monkeypatch, compiles, loss):
+    """Also in batches of 4 of 6 images, of which the second is filled up."""
+    changes = {"batch_train": 4, "student_loss": loss}
+    fast, plain = (APM(small(**changes)) for _ in range(2))
+    fast.start(make())
+    monkeypatch.setenv("DDBENCH_COMPILE", "0")
+    plain.start(make())
+    for _ in range(2):
+        torch.testing.assert_close(fast.step()["loss"], plain.step()["loss"], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(fast.set.images(), plain.set.images(), rtol=1e-8, atol=1e-10)
+    assert (fast.choices(), plain.choices()) == ({"student": "compiled"}, {"student": "plain: DDBENCH_COMPILE=0"})
+
+
 def prepared(make, method, **arguments):
     """Return a method after its first step, and its images."""
     run(method, make(**arguments), 1)

@@ -209,7 +209,7 @@ def plain_run(fast, task, twin, loss=half_squares):
     return losses, images.detach(), labels.detach(), ages
 
 
-def test_ten_steps_equal_a_plain_reference(make_task):
+def check_ten_steps(make_task):
     task = make_task(dtype=torch.float64)
     fast = method(flip=True, max_age=4)
     fast.start(task)
@@ -219,6 +219,17 @@ def test_ten_steps_equal_a_plain_reference(make_task):
     torch.testing.assert_close(fast.images.detach(), images, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(fast.labels.detach(), labels, rtol=1e-5, atol=1e-7)
     assert fast.ages == ages
+    return fast
+
+
+def test_ten_steps_equal_a_plain_reference(make_task):
+    assert check_ten_steps(make_task).choices()["features"].startswith("plain: a short run")
+
+
+def test_ten_compiled_steps_equal_a_plain_reference(make_task, monkeypatch, compiles):
+    """One compiled function serves all networks of the pool; 24 real images in passes of 5, the last one filled up."""
+    monkeypatch.setattr("methods.frepo.images_per_pass", lambda chunk, images: 5)
+    assert check_ten_steps(make_task).choices() == {"features": "compiled"}
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 100])
