@@ -52,9 +52,9 @@ class Effort:
     """How much is trained: steps of Adam, networks of each architecture, their width, and test images."""
 
     steps: int = 100
-    replicates: int = 4
+    replicates: int = 3
     width: int = 32
-    test: int = 1000
+    test: int = 500
     norms: tuple[str, ...] = NORMS
     depths: tuple[int, ...] = (-1, 0, 1)
     """Relative to the default for the image size."""
@@ -138,8 +138,9 @@ def inspect(
     reason = decide(found, 1 / data.info.classes)
     at = list(spaces).index(next(fit.name for fit in found if fit.fits))
     by_network = _marked(_ranked({net: one[at] for net, one in right.items()}))
-    best = train.spec(by_network[0].name)
-    by_label = _ranked({kind: train(best, kind)[at] for kind in possible})
+    best = by_network[0].name
+    others = {kind: train(train.spec(best), kind) for kind in possible[1:]}
+    by_label = _ranked({kind: one[at] for kind, one in {possible[0]: right[best], **others}.items()})
     by_label = sorted(_marked(by_label), key=lambda fit: (not fit.fits, [*possible].index(fit.name)))  # type: ignore[arg-type]
     return Findings(found, by_network, by_label, next(iter(own.values())), {"spaces": reason})
 
