@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from bench.cli import options
+from bench.errors import UserError
 
 NAME = "run"
 
@@ -18,6 +19,7 @@ class Executor(enum.StrEnum):
 
     local = "local"
     inline = "inline"
+    slurm = "slurm"
 
 
 def command(
@@ -28,8 +30,17 @@ def command(
     device: options.Device = "auto",
     jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Cells at once; default: one per core.")] = None,
     executor: Annotated[
-        Executor, typer.Option("--executor", help="local: a fresh process per cell; inline: this process.")
+        Executor, typer.Option("--executor", help="local: a fresh process per cell; inline: this process; slurm.")
     ] = Executor.local,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slurm",
+            metavar="KEY=VALUE",
+            help="For --executor slurm, also repeated: partition, time (minutes of a job), warning (seconds before its "
+            "end), cpus, gpus, memory, pack (minutes of short cells in a job), cells, requeues, sbatch (arguments).",
+        ),
+    ] = None,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first cell that fails.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and stop.")] = False,
     skip_missing: options.SkipMissing = False,
@@ -47,10 +58,20 @@ def command(
     if dry_run:
         screen.print_plan(plan, bench.run.states(plan, store))
         raise typer.Exit
-    summary = bench.run.run_plan(plan, store, jobs=jobs, device=device, executor=executor.value, fail_fast=fail_fast)
+    summary = bench.run.run_plan(
+        plan, store, jobs=jobs, device=device, executor=executor.value, options=pairs(slurm), fail_fast=fail_fast
+    )
     write_report(folder, reference)
     screen.print_summary(summary, folder)
     raise typer.Exit(summary.exit_code)
+
+
+def pairs(words: list[str] | None) -> dict[str, str]:
+    """Return what `--slurm` says as a mapping. Raises `UserError`."""
+    for word in words or ():
+        if "=" not in word:
+            raise UserError(f"--slurm {word}: not of the form KEY=VALUE", hint="such as --slurm partition=gpu")
+    return {key: value for key, _, value in (word.partition("=") for word in words or ())}
 
 
 def write_report(folder: Path, reference: Path | None, force: bool = False) -> Path:

@@ -112,6 +112,7 @@ def _troubles(run: Results) -> list[dict[str, Any]]:
     for row in rows_of(run.states[~run.states["state"].isin(DONE)]):
         work = f"work/{row.key}" if row.state != "skipped" else ""
         places = [place for place in (f"failed/{row.key}.json", work) if place and (run.out / place).exists()]
+        places += [str(path.relative_to(run.out)) for path in sorted(run.out.glob(f"slurm/*/{row.key}.log"))]
         word, cause = run.cause(row.key)
         reason = row.reason if row.reason or word == row.state else f"{word}: {cause}"
         rows.append({"cell": row.cell, "state": row.state, "reason": reason, "places": places})

@@ -2,7 +2,7 @@
 
 `local` gives every cell a fresh process, forked from a server that has imported torch once: nothing that ran before
 can leak into a cell, peak memory is the cell's own, and a crash hurts one cell. `inline` computes in this process,
-for debuggers.
+for debuggers. `slurm` (bench.run.slurm) sends cells to a cluster.
 
 Torch-free in the runner.
 """
@@ -30,7 +30,11 @@ from bench.run.store import Store
 
 EXECUTORS = Registry(
     "executor",
-    {"local": "bench.run.executors:Local", "inline": "bench.run.executors:Inline"},
+    {
+        "local": "bench.run.executors:Local",
+        "inline": "bench.run.executors:Inline",
+        "slurm": "bench.run.slurm:Slurm",
+    },
     "ddbench.executors",
 )
 GRACE = 2.0
@@ -40,7 +44,11 @@ Emit = Callable[[Progress], None]
 
 
 class Executor(Protocol):
-    """Starts cells; made with the number of cells at once and a function that takes their progress."""
+    """Starts cells; made with the number of cells at once and a function that takes their progress.
+
+    A class may have `cells_at_once`, that number where the user does not say, and `grace`, the seconds in which `stop`
+    should end; one that is made with `options` as well takes `--slurm KEY=VALUE`.
+    """
 
     def start(self) -> None:
         """Begin to warm up; called as soon as it is known that something must be computed."""
@@ -103,8 +111,9 @@ class _Running:
 class Local:
     """One process per cell from a fork server on this machine."""
 
-    preload = ("bench.run.worker", "bench.run.preload")
+    preload: tuple[str, ...] = ("bench.run.worker", "bench.run.preload")
     """Modules that the fork server imports, so that cells do not have to."""
+    grace = GRACE
 
     def __init__(self, jobs: int, emit: Emit) -> None:
         self.emit = emit
@@ -206,7 +215,7 @@ class Local:
 
     def _ask(self, running: _Running) -> None:
         if running.stop_at is None:
-            running.stop_at = time.monotonic() + GRACE
+            running.stop_at = time.monotonic() + self.grace
             running.process.terminate()
 
 

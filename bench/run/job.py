@@ -14,7 +14,10 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Job:
-    """One cell to compute. device: auto, cpu, cuda, cuda:<k> or mps. timeout: seconds, None for no limit."""
+    """One cell to compute. device: auto, cpu, cuda, cuda:<k> or mps. timeout: seconds, None for no limit.
+
+    weight: rough cost; timed: must run alone on its machine. Both are for executors that share machines.
+    """
 
     root: Path
     key: str
@@ -25,6 +28,8 @@ class Job:
     device: str = "auto"
     timeout: float | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    weight: float = 1.0
+    timed: bool = False
 
 
 @dataclass(frozen=True)

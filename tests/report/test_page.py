@@ -111,8 +111,11 @@ def test_links_to_what_failed_cells_left_behind(tmp_path):
     key = distilled_key(out, "dc", "cifar10", 50)
     (out / "failed").mkdir()
     (out / "failed" / f"{key}.json").write_text("{}")
+    (out / "slurm" / "ab12").mkdir(parents=True)
+    (out / "slurm" / "ab12" / f"{key}.log").write_text("job 7 on node1")
     page = bench.report.write(out, pictures=False).read_text()
     assert f'<a href="failed/{key}.json">failed</a>' in page
+    assert f'<a href="slurm/ab12/{key}.log">slurm</a>' in page
 
 
 def test_the_same_run_gives_the_same_page(folder, text):
