@@ -51,12 +51,6 @@ def write_json(path: Path, value: Any) -> None:
         file.write("\n")
 
 
-def write_lines(path: Path, rows: list[str]) -> None:
-    """Write text lines durably."""
-    with atomic_write(path, "w") as file:
-        file.writelines(f"{row}\n" for row in rows)
-
-
 def publish(folder: Path, target: Path) -> bool:
     """Make the finished `folder` appear as `target` by one rename; return False where `target` already exists.
 

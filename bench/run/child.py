@@ -52,8 +52,11 @@ def main(job: Job, connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the runner decides what it means
     from bench.run import worker
 
-    _redirect(job)
-    outcome = worker.execute(job, reporter)
+    try:
+        _redirect(job)
+        outcome = worker.execute(job, reporter)
+    except OSError as error:  # no place for its log: disk full, no right to write
+        outcome = worker.unusable(job, error)
     sys.stdout.flush()
     sys.stderr.flush()
     connection.send(outcome)

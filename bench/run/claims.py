@@ -66,8 +66,12 @@ def acquire(path: Path) -> Claim | None:
             os.close(handle)
             continue
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "start": time.time()}
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(owner).encode(), 0)
+        try:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps(owner).encode(), 0)
+        except OSError:  # disk full: this process must not go on holding what it does not know it holds
+            os.close(handle)
+            raise
         return Claim(path, handle)
 
 

@@ -7,35 +7,41 @@ is not touched.
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from bench.api import Record
-from bench.run.atomic import write_lines
+from bench.run.atomic import atomic_write
 
+BLOCK = 1 << 20
+"""Bytes copied at once."""
 PLACE = ("dataset", "method", "label", "settings", "ipc", "seed", "distil_network", "evaluator")
 
 
-def manifest(plan: Any) -> list[str]:
-    """Return suite.json: the resolved suite with name and preset, and the planned cells under `plan`.
+def manifest(plan: Any) -> Iterator[str]:
+    """Yield the lines of suite.json: the resolved suite with name and preset, and the planned cells under `plan`.
 
     A cell that stands at several places of the suite (equal parameters under two labels) has one entry for each.
     """
-    rows = [
-        {
-            "key": cell.key,
-            "kind": cell.kind,
-            "label": cell.label,
-            "coords": dict(coords),
-            "timed": cell.timed,
-            "inputs": dict(cell.inputs),
-        }
-        for cell in (*plan.cells, *plan.skipped)
-        for coords in (cell.coords, *cell.also)
-    ]
-    return [json.dumps({**plan.suite.resolved(), "plan": rows}, indent=1)]
+    yield json.dumps({**plan.suite.resolved(), "plan": []}, indent=1).removesuffix("]\n}")
+    before = ""
+    for cell in (*plan.cells, *plan.skipped):
+        for coords in (cell.coords, *cell.also):
+            row = {
+                "key": cell.key,
+                "kind": cell.kind,
+                "label": cell.label,
+                "coords": dict(coords),
+                "timed": cell.timed,
+                "inputs": dict(cell.inputs),
+            }
+            yield f"{before}{json.dumps(row)}"
+            before = ","
+    yield "]}"
 
 
 def record_lines(plan: Any, cell: Any, result: Mapping[str, Any]) -> list[str]:
@@ -56,6 +62,16 @@ def record_lines(plan: Any, cell: Any, result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def packed(lines: Iterable[str]) -> bytes:
+    """Return lines as the runner keeps them: those of one cell say nearly the same, so a tenth of their size."""
+    return zlib.compress("\n".join(lines).encode(), 1)
+
+
+def unpacked(kept: bytes) -> list[str]:
+    """Return the lines that were packed."""
+    return zlib.decompress(kept).decode().split("\n")
+
+
 def state_line(cell: Any, state: str, reason: str, seconds: float | None) -> str:
     """Return one line of states.jsonl. A finished cell is `ok` whenever it was computed."""
     return json.dumps(
@@ -72,12 +88,21 @@ def state_line(cell: Any, state: str, reason: str, seconds: float | None) -> str
 
 
 def write_changed(path: Path, lines: Iterable[str]) -> None:
-    """Write the lines unless the file holds exactly them."""
-    lines = list(lines)
-    try:
-        if path.read_text(encoding="utf-8") == "".join(f"{line}\n" for line in lines):
+    """Write the lines unless the file holds exactly them. They are taken one by one and never held together."""
+    texts = (f"{line}\n".encode() for line in lines)
+    with path.open("rb") if path.is_file() else io.BytesIO() as old:
+        equal, differs = 0, b""
+        for text in texts:
+            if old.read(len(text)) != text:
+                differs = text
+                break
+            equal += len(text)
+        if path.is_file() and not (differs or old.read(1)):
             return
-    except (OSError, UnicodeDecodeError):
-        pass
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_lines(path, lines)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        old.seek(0)
+        with atomic_write(path) as new:
+            while equal:
+                equal -= new.write(old.read(min(equal, BLOCK)))
+            new.write(differs)
+            new.writelines(texts)

@@ -9,12 +9,13 @@ Torch-free: a run with nothing to do costs the reading of its results.
 
 from __future__ import annotations
 
+import itertools
 import re
 import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,7 +71,6 @@ def run_plan(
     jobs: int | None = None,
     device: str = "auto",
     executor: str = "local",
-    options: Mapping[str, str] | None = None,
     fail_fast: bool = False,
     timeout: float | None = None,
     progress: bool = True,
@@ -78,9 +78,8 @@ def run_plan(
 ) -> RunSummary:
     """Compute what `store` lacks of `plan` and write suite.json, records.jsonl and states.jsonl into its root.
 
-    jobs: cells at once; default: one per core on a CPU, one on a GPU. options: of the executor, see
-    `bench.run.slurm.Options`. timeout: seconds per cell; default: the suite's limit. progress: show it.
-    on_event: called for each `Event`.
+    jobs: cells at once; default: one per core on a CPU, one on a GPU. timeout: seconds per cell; default: the suite's
+    limit. progress: show it. on_event: called for each `Event`.
 
     Raises `UserError` for a device or executor that does not exist, and `KeyboardInterrupt` after SIGINT or SIGTERM,
     when the running cells have had a moment for a last checkpoint and everything finished is written.
@@ -88,15 +87,12 @@ def run_plan(
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
         raise UserError(f"unknown device {device!r}", hint="auto, cpu, cuda, cuda:<k> or mps")
     make = EXECUTORS.get(executor)
-    jobs = jobs or getattr(make, "cells_at_once", None) or default_jobs(device)
-    if options and executor in ("local", "inline"):
-        raise UserError(f"executor {executor!r} has no options", hint="--executor slurm has")
-    made = {"options": options} if options else {}
+    jobs = jobs or default_jobs(device)
     timeout = timeout or plan.suite.spec.limits.seconds
     with _display(progress, plan, jobs) as show:
         listeners = [listener for listener in (show, on_event) if listener]
         runner = _Runner(plan, store, device, timeout, fail_fast, listeners)
-        runner.executor, runner.jobs = make(jobs, runner.progressed, **made), jobs
+        runner.executor, runner.jobs = make(jobs, runner.progressed), jobs
         return runner.run()
 
 
@@ -108,15 +104,15 @@ def default_jobs(device: str) -> int:
 
 def states(plan: Any, store: Store) -> list[tuple[Any, str, str]]:
     """Return (cell, state, reason) for every cell of a plan, as the store tells it; nothing is changed."""
-    board = Board(plan.cells)
+    board, finished, tried = Board(plan.cells), store.finished(), store.tried()
     for cell in plan.cells:
         try:
-            if store.result(cell.key):
+            if cell.key in finished and store.result(cell.key):
                 board.done(cell.key, "cached")
         except Damaged as error:
             board.reason[cell.key] = f"the stored result is damaged and will be computed again: {error}"
     for cell in plan.cells:
-        if board.state[cell.key] != "planned":
+        if cell.key not in tried or board.state[cell.key] != "planned":
             continue
         if store.claimed(cell.key):
             board.state[cell.key] = "running"
@@ -148,7 +144,7 @@ class _Runner:
         self._submitting = False
         self._begin = time.monotonic()
         self._seconds: dict[str, float] = {}
-        self._records: dict[str, list[str]] = {}
+        self._records: dict[str, bytes] = {}
         self._elsewhere: dict[str, Any] = {}  # claimed by others: key -> the failure known when we began to wait
         self._damaged: Counter[str] = Counter()
         self._write_at = 0.0
@@ -158,13 +154,16 @@ class _Runner:
     def run(self) -> RunSummary:
         """Compute what is missing."""
         self._compare()
-        outputs.write_changed(self.store.root / "suite.json", outputs.manifest(self.plan))
+        self._leave("suite.json", outputs.manifest(self.plan))
         self.board.open()
         with self._signals():
             try:
                 self._loop()
             except KeyboardInterrupt:
                 self.interrupts = max(self.interrupts, 1)
+            except UserError:
+                self.executor.kill()
+                raise
             if self.interrupts or self.board.running:
                 try:
                     self._wind_up()
@@ -183,9 +182,9 @@ class _Runner:
 
     def _compare(self) -> None:
         """Mark what the store has; warm the executor up as soon as something is missing."""
-        warm = False
+        warm, finished = False, self.store.finished()
         for cell in self.plan.cells:
-            if not self._load(cell.key, "cached") and not warm:
+            if not (cell.key in finished and self._load(cell.key, "cached")) and not warm:
                 self.executor.start()
                 warm = True
 
@@ -229,8 +228,6 @@ class _Runner:
                 self.device,
                 self.timeout,
                 provenance.environment(),
-                cell.weight,
-                cell.timed,
             )
             self._submitting = True  # from here on a signal may interrupt: this can take as long as importing torch
             try:
@@ -256,7 +253,7 @@ class _Runner:
 
     def _wind_up(self) -> None:
         """Stop what runs, let it write its checkpoints, and kill what does not end."""
-        deadline = time.monotonic() + getattr(self.executor, "grace", GRACE) + 1.0
+        deadline = time.monotonic() + GRACE + 1.0
         self.executor.stop()
         while self.board.running and time.monotonic() < deadline and self.interrupts < 2:
             for outcome in self.executor.wait(POLL_SECONDS):
@@ -277,7 +274,8 @@ class _Runner:
             return False
         cell = self.board.cells[key]
         self._seconds[key] = result["seconds"]
-        self._records[key] = outputs.record_lines(self.plan, cell, result)
+        if lines := outputs.record_lines(self.plan, cell, result):
+            self._records[key] = outputs.packed(lines)
         self.board.done(key, state)
         self._tell(Event(cell, state, seconds=result["seconds"]))
         return True
@@ -338,16 +336,28 @@ class _Runner:
     def _write(self) -> None:
         """Bring records.jsonl and states.jsonl up to date."""
         begin = time.monotonic()
-        board, root = self.board, self.store.root
-        records = [line for cell in self.plan.cells for line in self._records.get(cell.key, ())]
-        rows = [
+        board = self.board
+        kept = (self._records[cell.key] for cell in self.plan.cells if cell.key in self._records)
+        records = (line for lines in kept for line in outputs.unpacked(lines))
+        rows = (
             outputs.state_line(cell, board.state[cell.key], board.reason[cell.key], self._seconds.get(cell.key))
             for cell in self.plan.cells
-        ] + [outputs.state_line(cell, "skipped", cell.skip, None) for cell in self.plan.skipped]
-        outputs.write_changed(root / "records.jsonl", records)
-        outputs.write_changed(root / "states.jsonl", rows)
+        )
+        left = (outputs.state_line(cell, "skipped", cell.skip, None) for cell in self.plan.skipped)
+        self._leave("records.jsonl", records)
+        self._leave("states.jsonl", itertools.chain(rows, left))
         now = time.monotonic()
         self._write_at = now + max(WRITE_SECONDS, 20 * (now - begin))  # at most a twentieth of the time goes here
+
+    def _leave(self, name: str, lines: Iterable[str]) -> None:
+        """Write one of the files for people. Raises `UserError` where that cannot be: full disk, no right to write."""
+        try:
+            outputs.write_changed(self.store.root / name, lines)
+        except OSError as error:
+            raise UserError(
+                f"the results folder {self.store.root} cannot be written: {error.strerror or error}",
+                hint="finished results are kept; the same command goes on from there",
+            ) from error
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

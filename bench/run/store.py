@@ -78,6 +78,15 @@ class Store:
             _check_file(folder / name, size)
         return result
 
+    def finished(self) -> set[str]:
+        """Return the keys of all finished cells, damaged ones among them: one look instead of one for each cell."""
+        return {path.name for path in self.root.glob("cells/*/*")}
+
+    def tried(self) -> set[str]:
+        """Return the keys of all cells that somebody computes now or that failed when they were last computed."""
+        running = {path.name for path in self.root.glob("claims/*")}
+        return running | {path.stem for path in self.root.glob("failed/*.json")}
+
     def verified(self, key: str) -> Path:
         """Return the folder of a finished cell after hashing its files. Raises `Damaged`, also where it is missing."""
         result = self.result(key)

@@ -99,8 +99,13 @@ def execute(job: Job, report: Report) -> Outcome:
         with claim:
             outcome = _try(job, store, report, started, begin)
     except OSError as error:  # the store itself: disk full, rights
-        outcome = Outcome(job.key, "failed", failures.one_line(f"the store cannot be used: {error}"))
+        outcome = unusable(job, error)
     return dataclasses.replace(outcome, seconds=time.monotonic() - begin)
+
+
+def unusable(job: Job, error: OSError) -> Outcome:
+    """Return the outcome of a cell that has no place for its result."""
+    return Outcome(job.key, "failed", failures.one_line(f"the store cannot be used: {error}"))
 
 
 def _try(job: Job, store: Store, report: Report, started: str, begin: float) -> Outcome:

@@ -76,7 +76,7 @@ def test_a_cell_with_two_places_gives_records_for_both():
     lines = outputs.record_lines(fakes.plan(cell), cell, {"measures": [fakes.measure(0.5)]})
     rows = [json.loads(line) for line in lines]
     assert [(row["label"], row["network"], row["value"]) for row in rows] == [("m", None, 0.5), ("other", "mlp", 0.5)]
-    assert len(json.loads(outputs.manifest(fakes.plan(cell))[0])["plan"]) == 2
+    assert len(json.loads("\n".join(outputs.manifest(fakes.plan(cell))))["plan"]) == 2
 
 
 def test_left_out_cells_are_listed_with_their_reason(tmp_path):
