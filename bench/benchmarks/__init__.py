@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 GROUPS = {
     "training": "bench.benchmarks.training",
     "augment": "bench.benchmarks.augmentation",
+    "distillation": "bench.benchmarks.distillation",
     "harness": "bench.benchmarks.harness",
 }
 """Modules with a function `cases(quick)`, in the order of the table."""

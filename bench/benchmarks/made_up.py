@@ -81,3 +81,7 @@ class Task(LiveTask):
     def artifact(self, name: str) -> dict[str, Tensor]:
         """Return the tensors handed in under `name`."""
         return self.artifacts[name]
+
+    def artifact_slice(self, name: str, tensor: str) -> Any:
+        """Return one of these tensors, which can be indexed."""
+        return self.artifacts[name][tensor]
