@@ -71,6 +71,7 @@ def run_plan(
     jobs: int | None = None,
     device: str = "auto",
     executor: str = "local",
+    options: Mapping[str, str] | None = None,
     fail_fast: bool = False,
     timeout: float | None = None,
     progress: bool = True,
@@ -78,8 +79,9 @@ def run_plan(
 ) -> RunSummary:
     """Compute what `store` lacks of `plan` and write suite.json, records.jsonl and states.jsonl into its root.
 
-    jobs: cells at once; default: one per core on a CPU, one on a GPU. timeout: seconds per cell; default: the suite's
-    limit. progress: show it. on_event: called for each `Event`.
+    jobs: cells at once; default: one per core on a CPU, one on a GPU. options: of the executor, see
+    `bench.run.slurm.Options`. timeout: seconds per cell; default: the suite's limit. progress: show it.
+    on_event: called for each `Event`.
 
     Raises `UserError` for a device or executor that does not exist, and `KeyboardInterrupt` after SIGINT or SIGTERM,
     when the running cells have had a moment for a last checkpoint and everything finished is written.
@@ -87,12 +89,15 @@ def run_plan(
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
         raise UserError(f"unknown device {device!r}", hint="auto, cpu, cuda, cuda:<k> or mps")
     make = EXECUTORS.get(executor)
-    jobs = jobs or default_jobs(device)
+    jobs = jobs or getattr(make, "cells_at_once", None) or default_jobs(device)
+    if options and executor in ("local", "inline"):
+        raise UserError(f"executor {executor!r} has no options", hint="--executor slurm has")
+    made = {"options": options} if options else {}
     timeout = timeout or plan.suite.spec.limits.seconds
     with _display(progress, plan, jobs) as show:
         listeners = [listener for listener in (show, on_event) if listener]
         runner = _Runner(plan, store, device, timeout, fail_fast, listeners)
-        runner.executor, runner.jobs = make(jobs, runner.progressed), jobs
+        runner.executor, runner.jobs = make(jobs, runner.progressed, **made), jobs
         return runner.run()
 
 
@@ -228,6 +233,8 @@ class _Runner:
                 self.device,
                 self.timeout,
                 provenance.environment(),
+                cell.weight,
+                cell.timed,
             )
             self._submitting = True  # from here on a signal may interrupt: this can take as long as importing torch
             try:
@@ -253,7 +260,7 @@ class _Runner:
 
     def _wind_up(self) -> None:
         """Stop what runs, let it write its checkpoints, and kill what does not end."""
-        deadline = time.monotonic() + GRACE + 1.0
+        deadline = time.monotonic() + getattr(self.executor, "grace", GRACE) + 1.0
         self.executor.stop()
         while self.board.running and time.monotonic() < deadline and self.interrupts < 2:
             for outcome in self.executor.wait(POLL_SECONDS):
