@@ -127,14 +127,15 @@ class Cluster:
 
     def crash(self, node: str) -> None:
         """End a node as if its power were gone: the daemon and all that runs in jobs on it."""
-        self.stop_daemon(node)
+        if node in self.daemons:
+            self.stop_daemon(node)
         for process in psutil.process_iter():
             try:
                 theirs = process.environ()
             except psutil.Error:
                 continue
-            mine = theirs.get("SLURM_CONF") == self.environment["SLURM_CONF"] and theirs.get("SLURMD_NODENAME") == node
-            if mine or (process.name() == "slurmstepd" and f"spool-{node}" in " ".join(process.cmdline())):
+            here = node in (theirs.get("TEST_NODE"), theirs.get("SLURMD_NODENAME"))  # of Slurm's own processes, of jobs
+            if here and theirs.get("SLURM_CONF") == self.environment["SLURM_CONF"]:
                 process.kill()
 
     def stop_daemon(self, node: str) -> None:
@@ -146,17 +147,17 @@ class Cluster:
     def _start(self, program: str, *words: str, name: str = "") -> None:
         path = _program(program)
         assert path is not None
+        environment = {**os.environ, **self.environment, "TEST_NODE": name}
         with (self.folder / f"{name or program}.out").open("ab") as out:
             self.daemons[name or program] = subprocess.Popen(
-                [path, *words], env={**os.environ, **self.environment}, stdout=out, stderr=out, start_new_session=True
+                [path, *words], env=environment, stdout=out, stderr=out, start_new_session=True
             )
 
     def __exit__(self, *error: object) -> None:
         self.call("scancel", "--user=root", "--signal=KILL", "--full")
         self.call("scancel", "--user=root")
         for node in NODES:
-            if node in self.daemons:
-                self.crash(node)
+            self.crash(node)
         for daemon in self.daemons.values():
             daemon.kill()
             daemon.wait()
