@@ -182,3 +182,19 @@ def test_ctrl_c_with_a_cell_that_does_not_listen(tmp_path, times, seconds):
     while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not Path(f"/proc/{worker}").exists()
+
+
+def test_two_runners_on_one_store_that_are_killed_in_turn(tmp_path, undisturbed):
+    campaign, moments = Campaign(tmp_path), random.Random(3)
+    first, second = campaign.start(), campaign.start()
+    for runner in (first, second):
+        campaign.wait_for_steps(runner, moments.randint(5, 30))
+        runner.kill()
+        runner.communicate()
+    both = [campaign.start(), campaign.start()]
+    for runner in both:
+        errors = runner.communicate(timeout=120)[1]
+        assert runner.returncode == 0, errors
+    assert (campaign.store.root / "records.jsonl").read_bytes() == undisturbed
+    assert campaign.finish() == undisturbed
+    campaign.check_journal()
