@@ -62,8 +62,13 @@ def affine(images: Tensor, matrix: Tensor, mode: str = "bilinear", padding: str 
 
 def scale(images: Tensor, horizontal: Tensor, vertical: Tensor) -> Tensor:
     """Shrink (factor > 1, zeros around) or enlarge (factor < 1) about the centre."""
+    return affine(images, scaling(horizontal, vertical))
+
+
+def scaling(horizontal: Tensor, vertical: Tensor) -> Tensor:
+    """Return the matrices [n, 2, 3] of `scale`."""
     zero = torch.zeros_like(horizontal)
-    return affine(images, torch.stack([horizontal, zero, zero, zero, vertical, zero], 1).view(-1, 2, 3))
+    return torch.stack([horizontal, zero, zero, zero, vertical, zero], 1).view(-1, 2, 3)
 
 
 def rotation(degrees: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 
 import bench.augment
+from bench.augment import operations as ops
 from bench.benchmarks import made_up
 from bench.benchmarks.case import Case, Sides
 from bench.benchmarks.plain import dsa
@@ -24,9 +25,18 @@ def cases(quick: bool) -> list[Case]:
             "augment",
             "one batch",
             partial(_operation, name, size, quick),
-            target=20.0 if name in ("scale", "rotate") and not quick else None,
         )
         for name in NAMES
+    ]
+    found += [
+        Case(
+            f"DSA {name}, parameters of {size} images",
+            "augment",
+            "the matrices of one batch",
+            partial(_parameters, name, size, quick),
+            target=None if quick else 20.0,
+        )
+        for name in ("scale", "rotate")
     ]
     siamese = Case(
         "DSA siamese call beside a DM iteration",
@@ -59,6 +69,23 @@ def _operation(name: str, size: int, quick: bool) -> Sides:
         torch.testing.assert_close(fast(), plain(), rtol=1e-5, atol=1e-5)
 
     return Sides(fast, plain, check)
+
+
+def _parameters(name: str, size: int, quick: bool) -> Sides:
+    """From random numbers to affine matrices."""
+    device = made_up.device()
+    uniform = torch.rand(size, 2, generator=torch.Generator().manual_seed(3)).to(device)
+
+    def fast() -> torch.Tensor:
+        if name == "rotate":
+            return ops.rotation(uniform[:, 0] * 30 - 15)
+        factors = 1 / 1.2 + uniform * (1.2 - 1 / 1.2)
+        return ops.scaling(factors[:, 0], factors[:, 1])
+
+    def plain() -> torch.Tensor:
+        return dsa.rotate_matrices(uniform) if name == "rotate" else dsa.scale_matrices(uniform)
+
+    return Sides(fast, plain, lambda: torch.testing.assert_close(fast(), plain(), rtol=1e-6, atol=1e-6))
 
 
 def _siamese(quick: bool) -> Sides:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -108,11 +108,17 @@ def _warm_up(function: Callable[[], Any], times: Times) -> int:
 
 
 def _turn(function: Callable[[], Any], calls: int, times: Times) -> None:
-    begin, cores = _now(), sum(os.times()[:4])  # of this process and of those it started
+    begin, cores = _now(), _cores()
     for _ in range(calls):
         function()
     times.seconds.append((_now() - begin) / calls)
-    times.cores.append((sum(os.times()[:4]) - cores) / calls)
+    times.cores.append((_cores() - cores) / calls)
+
+
+def _cores() -> float:
+    """Return the seconds that cores spent on this process and on those it started and has seen end."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def _now() -> float:

@@ -86,18 +86,18 @@ def test_durations(seconds, text):
 def test_only_names_a_group_or_a_case():
     augment = bench.benchmarks.cases("augment", quick=True)
     assert {one.group for one in augment} == {"augment"}
-    assert [one.name for one in bench.benchmarks.cases("scale", quick=True)] == ["DSA scale, 12 images"]
+    assert [one.name for one in bench.benchmarks.cases("DSA flip", quick=True)] == ["DSA flip, 12 images"]
     with pytest.raises(UserError, match="called 'augmnt'"):
         bench.benchmarks.cases("augmnt")
 
 
 def test_the_command_prints_and_keeps_the_table(tmp_path):
     done = CliRunner().invoke(
-        app, ["bench", "--quick", "--only", "DSA s", "--repeats", "2", "--threads", "1", "--out", str(tmp_path)]
+        app, ["bench", "--quick", "--only", "DSA scale", "--repeats", "2", "--threads", "1", "--out", str(tmp_path)]
     )
     assert done.exit_code == 0, done.output
     kept = json.loads((tmp_path / "bench.json").read_text())
-    assert [row["name"] for row in kept["rows"]] == ["DSA scale, 12 images", "DSA siamese call beside a DM iteration"]
+    assert [row["name"] for row in kept["rows"]] == ["DSA scale, 12 images", "DSA scale, parameters of 12 images"]
     assert kept["provenance"]["threads"] == 1
     assert kept["provenance"]["packages"]["torch"]
     for text in (done.output, (tmp_path / "bench.md").read_text()):

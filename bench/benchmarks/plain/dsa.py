@@ -66,29 +66,40 @@ def flip(images: Tensor, uniform: Tensor) -> Tensor:
 
 def scale(images: Tensor, uniform: Tensor) -> Tensor:
     """Enlarge or shrink by factors of their own in both directions."""
+    return _warp(images, scale_matrices(uniform))
+
+
+def scale_matrices(uniform: Tensor) -> Tensor:
+    """Return the matrix of each image, [n, 2, 3], made number by number."""
     low, high = 1 / 1.2, 1.2
     sx, sy = (low + uniform[:, k] * (high - low) for k in (0, 1))
-    zero = torch.zeros((), device=images.device)
-    return _warp(images, [[[sx[i], zero, zero], [zero, sy[i], zero]] for i in range(len(images))])
+    zero = torch.zeros((), device=uniform.device)
+    return _stack([[[sx[i], zero, zero], [zero, sy[i], zero]] for i in range(len(uniform))])
 
 
 def rotate(images: Tensor, uniform: Tensor) -> Tensor:
     """Turn by up to 15 degrees."""
+    return _warp(images, rotate_matrices(uniform))
+
+
+def rotate_matrices(uniform: Tensor) -> Tensor:
+    """Return the matrix of each image, [n, 2, 3], made number by number."""
     angle = (-15 + uniform[:, 0] * 30) * math.pi / 180
-    zero = torch.zeros((), device=images.device)
-    return _warp(
-        images,
+    zero = torch.zeros((), device=uniform.device)
+    return _stack(
         [
             [[torch.cos(angle[i]), torch.sin(-angle[i]), zero], [torch.sin(angle[i]), torch.cos(angle[i]), zero]]
-            for i in range(len(images))
-        ],
+            for i in range(len(uniform))
+        ]
     )
 
 
-def _warp(images: Tensor, matrices: list[list[list[Tensor]]]) -> Tensor:
-    """Resample under nested lists of 0-d tensors, the matrix of every image."""
-    theta = torch.stack([torch.stack([torch.stack(row) for row in matrix]) for matrix in matrices]).to(images)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=True)
+def _stack(matrices: list[list[list[Tensor]]]) -> Tensor:
+    return torch.stack([torch.stack([torch.stack(row) for row in matrix]) for matrix in matrices])
+
+
+def _warp(images: Tensor, matrices: Tensor) -> Tensor:
+    grid = F.affine_grid(matrices.to(images), list(images.shape), align_corners=True)
     return F.grid_sample(images, grid, align_corners=True)
 
 
