@@ -100,6 +100,23 @@ def test_prediction_matching_beats_distribution_matching_on_logits_and_loses_on_
     assert found["random"].mean < found["apm hard"].mean < found["dm"].low
 
 
+def test_a_weak_generator_gains_nothing_across_networks():
+    for host in ("dc", "dm"):
+        assert accuracies("glad_mnist", host, 1).mean > accuracies("glad_mnist", f"glad_{host}", 1).mean
+        for network in ("convnet-bn-w16", "mlp", "resnet18-in-w4"):
+            pixels, latents = (transferred("glad_mnist", label, network) for label in (host, f"glad_{host}"))
+            assert abs(pixels.mean - latents.mean) < 0.03
+            assert latents.low < pixels.high
+            assert pixels.low < latents.high
+
+
+def transferred(run: str, label: str, network: str) -> stats.Summary:
+    lines = map(json.loads, (RESULTS / run / "records.jsonl").read_text().splitlines())
+    found = [r for r in lines if (r["label"], r["network"], r["evaluator"]) == (label, network, "cross_arch")]
+    found = [r for r in found if r["metric"] == "accuracy"]
+    return stats.summary([r["value"] for r in found], groups=[r["seed"] for r in found])
+
+
 def attacked(run: str, label: str, attack: str) -> stats.Summary:
     """Return the AUC of an attack; one observation is the mean of a chunk's networks."""
     lines = map(json.loads, (RESULTS / run / "records.jsonl").read_text().splitlines())
