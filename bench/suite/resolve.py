@@ -237,10 +237,10 @@ def _params(row: Row, info: DatasetInfo, ipc: int | None, found: Problems) -> tu
         return None, False
     params, faults = validate(row.kind.Params, {**preset.params, **row.given})
     found.add_faults(faults, row.kind.Params, row.place)
-    if preset.source is None or params is None:
-        return params, False
     if params is not None:
         params = found.attempt(row.path, call, who, row.kind.settle, params, info, ipc)
+    if preset.source is None or params is None:
+        return params, False
     return params, params == validate(row.kind.Params, dict(preset.params))[0]
 
 
