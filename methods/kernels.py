@@ -134,16 +134,22 @@ def _pixel_pairs(x: Tensor, z: Tensor, layers: tuple[Layer, ...]) -> tuple[Tenso
 
     pixels = x.shape[-1] * x.shape[-2]
     size = max(1, int((BLOCK // pixels**2) ** 0.5))
-    rows = []
-    variances_z = [recomputed(_variances, part) for part in z.split(size)]
-    for part_x in x.split(size):
-        variances_x = recomputed(_variances, part_x)
-        blocks = [
-            recomputed(_cross, part_x, part_z, variances_x, variances)
-            for part_z, variances in zip(z.split(size), variances_z, strict=True)
-        ]
-        rows.append([torch.cat([block[i] for block in blocks], 1) for i in range(2)])
-    return torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows])
+    parts_x, parts_z = x.split(size), z.split(size)
+    variances_z = [recomputed(_variances, part) for part in parts_z]
+    variances_x = variances_z if x is z else [recomputed(_variances, part) for part in parts_x]
+    blocks: dict[tuple[int, int], Any] = {}
+    for i, part_x in enumerate(parts_x):
+        for j, part_z in enumerate(parts_z):
+            if x is z and j < i:  # the kernel of a set with itself is symmetric
+                blocks[i, j] = [block.T for block in blocks[j, i]]
+            else:
+                blocks[i, j] = recomputed(_cross, part_x, part_z, variances_x[i], variances_z[j])
+
+    def whole(which: int) -> Tensor:
+        rows = [torch.cat([blocks[i, j][which] for j in range(len(parts_z))], 1) for i in range(len(parts_x))]
+        return torch.cat(rows)
+
+    return whole(0), whole(1)
 
 
 def _covariance(x: Tensor, z: Tensor) -> Tensor:

@@ -125,3 +125,13 @@ def test_a_cell_writes_set_and_log_and_says_where_the_set_comes_from(tmp_path):
     assert origin["packages"]["torch"].startswith(torch.__version__.split("+")[0])
     assert result["steps"] == 0
     assert (tmp_path / "out" / "log.jsonl").is_file()
+    assert "choices" not in result
+
+
+def test_what_a_method_chose_stands_in_the_result(tmp_path):
+    config = {"method": "dm", "params": {"iterations": 0, "batch_real": 4}, "snapshots": []}
+    config["task"] = {"data": bench.data.fingerprint("digits")}
+    (tmp_path / "out").mkdir()
+    found = run(config, task(), tmp_path / "work", tmp_path / "out")["choices"]
+    assert list(found) == ["embedding"]
+    assert found["embedding"].startswith("plain: a short run")

@@ -81,6 +81,23 @@ def test_blocks_change_nothing(monkeypatch):
     torch.testing.assert_close(kernel("conv1-gap")(x, z), whole, rtol=1e-13, atol=0)
 
 
+def test_the_kernel_of_a_set_with_itself_computes_half_of_its_blocks(monkeypatch):
+    x, weights, counted = images(5), torch.rand(5, 5, generator=torch.Generator().manual_seed(0)).double(), []
+    monkeypatch.setattr(kernels, "BLOCK", 4 * 16**2)  # two by two images: three by three blocks
+    cross = kernels._cross
+    monkeypatch.setattr(kernels, "_cross", lambda *parts: (counted.append(parts), cross(*parts))[1])
+    found, gradients = [], []
+    for same in (False, True):
+        leaf = x.clone().requires_grad_()
+        found.append(kernel("pooled")(leaf, leaf if same else leaf.clone()))
+        counted.append("end")
+        gradients.append(torch.autograd.grad((found[-1] * weights).sum(), leaf)[0])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-10, atol=1e-12)
+    ends = [place for place, what in enumerate(counted) if what == "end"]
+    assert (ends[0], ends[1] - ends[0] - 1) == (9, 9 + 6)  # nine of the second number are the first derivative's
+
+
 @pytest.mark.parametrize("name", ["fc1", "conv1", "conv1-gap", "pooled"])
 def test_gradient_equals_central_differences_also_where_images_coincide(name):
     x, z = images(3), images(3, seed=1)
