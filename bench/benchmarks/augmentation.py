@@ -42,7 +42,7 @@ def cases(quick: bool) -> list[Case]:
         "DSA siamese call beside a DM iteration",
         "augment",
         "fast: one call for all real images; plain: one DM iteration",
-        lambda: _siamese(quick),
+        partial(_siamese, quick),
         target=None if quick else 10.0,
     )
     return [*found, siamese]

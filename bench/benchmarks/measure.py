@@ -1,26 +1,22 @@
-"""Times the two sides of a case in turns, in one process.
+"""Times the two sides of a case in turns and tells their ratio.
 
-Other work on the machine slows both sides alike when they take turns, so the ratio is taken turn by turn and its
+Each side lives in a process of its own, as it would outside: the fast side with the heap of a cell, the plain side
+with that of any process (`bench.heap`; a heap once kept cannot be undone), and the memory of one is not that of the
+other. They take turns, so that other work on the machine slows both alike; the ratio is taken turn by turn, its
 median and quartiles are told. Short calls are repeated until a turn takes `TURN` seconds. The first call of each side
-(caches, compilation) is told apart. Beside the wall clock stands the time the cores spent on it, which other work on
-the machine changes little.
+(caches, compilation) is told apart. Beside the wall clock stands the time the cores spent, which other work on the
+machine changes little.
 """
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import resource
 import statistics
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bench.benchmarks.case import Case, Sides
-from bench.lazy import torch
-from bench.profile import MIB, host_peak_mib, reset_host_peak, resident_mib
+from bench.benchmarks.case import Case
+from bench.benchmarks.side import Apart, Side
 
 TURN = 0.02
 """Least seconds of a turn."""
@@ -77,78 +73,43 @@ class Row:
         return asdict(self)
 
 
-def measure(case: Case, repeats: int) -> Row:
+def measure(case: Case, repeats: int, threads: int = 1, make: Callable[[Case, str, int], Side] = Apart) -> Row:
     """Make the sides of a case, time them in turns and read their memory."""
-    sides = case.make()
-    functions = {"fast": sides.fast} | ({"plain": sides.plain} if sides.plain else {})
-    times = {name: Times() for name in functions}
-    calls = {name: _warm_up(function, times[name]) for name, function in functions.items()}
-    turns = case.repeats or repeats
-    for _ in range(turns):
-        for name, function in functions.items():
-            _turn(function, calls[name], times[name])
-    if case.memory:
-        for name, function in functions.items():
-            times[name].peak_MiB = peak(function)
-    return _row(case, sides, turns, times)
+    sides: dict[str, Side] = {}
+    try:
+        sides["fast"] = make(case, "fast", threads)
+        if sides["fast"].paired:
+            sides["plain"] = make(case, "plain", threads)
+        times = {name: Times() for name in sides}
+        calls = {name: _warm_up(side, times[name]) for name, side in sides.items()}
+        turns = case.repeats or repeats
+        for _ in range(turns):
+            for name, side in sides.items():
+                seconds, cores = side.run(calls[name])
+                times[name].seconds.append(seconds / calls[name])
+                times[name].cores.append(cores / calls[name])
+        if case.memory:
+            for name, side in sides.items():
+                times[name].peak_MiB = side.peak()
+        return _row(case, sides["fast"].facts, turns, times)
+    finally:
+        for side in sides.values():
+            side.close()
 
 
-def _warm_up(function: Callable[[], Any], times: Times) -> int:
+def _warm_up(side: Side, times: Times) -> int:
     """Call twice, note the first; return how many calls make a turn, by the second."""
-    seconds = 0.0
-    for first in (True, False):
-        begin = _now()
-        function()
-        seconds = _now() - begin
-        if first:
-            times.first = seconds
-            if seconds > 50 * TURN:  # long enough to be a turn, even if it also warmed something up
-                return 1
-    return max(1, round(TURN / max(seconds, 1e-7)))
+    times.first = side.run(1)[0]
+    if times.first > 50 * TURN:  # long enough to be a turn, even if it also warmed something up
+        return 1
+    return max(1, round(TURN / max(side.run(1)[0], 1e-7)))
 
 
-def _turn(function: Callable[[], Any], calls: int, times: Times) -> None:
-    begin, cores = _now(), _cores()
-    for _ in range(calls):
-        function()
-    times.seconds.append((_now() - begin) / calls)
-    times.cores.append((_cores() - cores) / calls)
-
-
-def _cores() -> float:
-    """Return the seconds that cores spent on this process and on those it started and has seen end."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def peak(function: Callable[[], Any]) -> float:
-    """Return by how many MiB the memory of the device (or of this process) rises at most during one call."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        allocated = torch.cuda.memory_allocated()
-        function()
-        return (torch.cuda.max_memory_allocated() - allocated) / MIB
-    with suppress(OSError, AttributeError):  # what was freed goes back to the system, or it would hide the rise
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    reset_host_peak()
-    before = resident_mib()
-    function()
-    return max(0.0, host_peak_mib() - before)
-
-
-def _row(case: Case, sides: Sides, turns: int, times: dict[str, Times]) -> Row:
+def _row(case: Case, facts: dict[str, Any], turns: int, times: dict[str, Times]) -> Row:
     found = {name: each.summary() for name, each in times.items()}
     row = Row(
         case.name, case.group, case.unit, turns, found["fast"], found.get("plain"), None, case.target, case.limit, None,
-        dict(sides.facts),
+        facts,
     )  # fmt: skip
     if "plain" in times:
         fast, plain = times["fast"], times["plain"]

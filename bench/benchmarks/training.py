@@ -133,7 +133,7 @@ class Work:
             tolerance = 1e-6 if exact else 0.05
             torch.testing.assert_close(found, self.plain(images, pictures).float(), rtol=tolerance, atol=tolerance)
 
-        return Sides(fast, lambda: self.plain(self.images, pictures), check, self.facts)
+        return Sides(fast, lambda: self.plain(self.images, pictures), check, facts=self.facts)
 
     def testing(self) -> Sides:
         """Test networks that are hardly trained."""

@@ -36,12 +36,13 @@ def command(
     if listing:
         screen.print_rows("cases", [{"group": case.group, "name": case.name, "unit": case.unit} for case in chosen])
         return
-    torch.set_num_threads(threads or provenance.usable_cores())
+    threads = threads or provenance.usable_cores()
+    torch.set_num_threads(threads)  # for the provenance; the sides are processes of their own
     origin = {**provenance.environment(), **provenance.of_device(str(made_up.device())), "load": table.load()}
     rows: list[dict[str, Any]] = []
     for case in chosen:
         with screen.console.status(f"{len(rows) + 1}/{len(chosen)} {case.name}"):
-            rows.append(measure(case, repeats).json())
+            rows.append(measure(case, repeats, threads).json())
         table.write(out, rows, origin)  # after every case: what was measured is kept if the next one is stopped
     if as_json:
         print(json.dumps({"provenance": origin, "rows": rows}, indent=1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 import bench.benchmarks
@@ -19,6 +21,11 @@ def test_names_are_unique_and_every_group_has_cases():
 def test_claims_are_made_for_full_sizes_only():
     assert any(case.target for case in bench.benchmarks.cases())
     assert not any(case.target or case.limit for case in CASES.values())
+
+
+def test_cases_travel_to_the_processes_that_time_them():
+    for case in [*bench.benchmarks.cases(), *CASES.values()]:
+        assert pickle.loads(pickle.dumps(case)).name == case.name
 
 
 @pytest.mark.parametrize("name", CASES)
