@@ -188,7 +188,9 @@ class APM(Parametrised):
 
     def choices(self) -> Mapping[str, Any]:
         """Return what was chosen for speed."""
-        return {"student": self.student_gradients.choice} if self.params.groups == 1 else {}
+        if self.params.groups > 1:
+            return {}
+        return {"student": self.student_gradients.choice, "images in a pass": self.at_once}
 
     def _draw_teacher(self, stream: str) -> int:
         rng = self.task.rng(stream)

@@ -22,7 +22,7 @@ from bench import compiled
 from bench.api import DatasetInfo, Params, Preset, TaskSpec, param
 from bench.data import Batch
 from bench.lazy import torch
-from methods.matching import Classes, batch_norms, match_features, sample_real
+from methods.matching import Classes, batch_norms, images_per_pass, match_features, sample_real
 from methods.parametrise import Parametrised
 
 if TYPE_CHECKING:
@@ -114,7 +114,10 @@ class DM(Parametrised):
 
     def choices(self) -> Mapping[str, Any]:
         """Return what was chosen for speed."""
-        return {"embedding": self.embed.choice}
+        chosen = {"embedding": self.embed.choice}
+        if batch_norms(self.model):  # all classes together
+            return chosen
+        return chosen | {"images in a pass": images_per_pass(self.params.chunk, self.set.images())}
 
     def step(self) -> dict[str, float | Tensor]:
         """Do one iteration: a fresh network, one image update. The loss is the mean over classes."""
