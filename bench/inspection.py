@@ -43,6 +43,8 @@ FAR = 1.0
 """A distance beyond which the values fit no space, so that they decide nothing: a set that drifted while learned."""
 CLOSE = 0.5
 """A distance within which a space is not out for its accuracy alone: short trainings prefer standardised images."""
+LEARNED = 1.5
+"""Times the accuracy of guessing that a network must reach to have learned something."""
 LOOKED_AT = 2000
 """Real images whose values are compared."""
 
@@ -316,19 +318,17 @@ def decide(found: list[Fit], chance: float) -> str:
     """Mark the spaces that fit and bring them to the front; return what decided. chance: accuracy of guessing."""
     best = found[0]
     tied = [fit for fit in found if fit.behind <= max(TIE * best.accuracy, ERRORS * fit.error)]
-    left = [fit for fit in found if fit in tied or _distance(fit) <= CLOSE]
-    if best.accuracy < 1.5 * chance:
-        reason, left = "no network learned from the set", list(found)
-    elif len(left) == 1:
+    learned = best.accuracy >= LEARNED * chance
+    left = [fit for fit in found if not learned or fit in tied or _distance(fit) <= CLOSE]
+    if len(left) == 1:
         reason = "decided by accuracy"
     else:
         near = min(_distance(fit) for fit in left)
         if near <= FAR:
             left = [fit for fit in left if _distance(fit) * CLEAR <= near]
-        by_values = "decided by the values" + (
-            "; accuracy alone leaves several" if left[0] in tied else ", not accuracy"
-        )
-        reason = by_values if len(left) == 1 else "not decided"
+        why = "accuracy alone leaves several" if left[0] in tied else "against accuracy"
+        reason = "decided by the values" if len(left) == 1 else "not decided"
+        reason += f"; {why if learned else 'no network learned from the set'}" if len(left) == 1 or not learned else ""
     for fit in left:
         fit.fits = True
     found.sort(key=lambda fit: (not fit.fits, _distance(fit) if fit.fits else -fit.accuracy))

@@ -143,11 +143,12 @@ def fits(*rows):
     ("rows", "verdict", "reason"),
     [
         ([("a", 0.8, 2.0), ("b", 0.5, 0.6)], ["a"], "decided by accuracy"),
-        ([("a", 0.8, 2.0), ("b", 0.5, 0.1)], ["b"], "decided by the values, not accuracy"),
+        ([("a", 0.8, 2.0), ("b", 0.5, 0.1)], ["b"], "decided by the values; against accuracy"),
         ([("a", 0.8, 0.9), ("b", 0.75, 0.1)], ["b"], "decided by the values; accuracy alone leaves several"),
         ([("a", 0.8, 0.10), ("b", 0.75, 0.09)], ["b", "a"], "not decided"),
         ([("a", 0.8, 3.0), ("b", 0.75, 1.1)], ["b", "a"], "not decided"),  # the values fit neither
-        ([("a", 0.12, 0.1), ("b", 0.11, 2.0)], ["a", "b"], "no network learned"),
+        ([("a", 0.12, 0.1), ("b", 0.11, 2.0)], ["a"], "decided by the values; no network learned"),
+        ([("a", 0.14, 1.1), ("b", 0.08, 2.0)], ["a", "b"], "not decided; no network learned"),
     ],
 )
 def test_verdicts(rows, verdict, reason):
