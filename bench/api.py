@@ -224,6 +224,10 @@ class Artifact(ABC):
     def build(self, task: Task) -> Mapping[str, Tensor]:
         """Compute the tensors."""
 
+    def choices(self) -> Mapping[str, Any]:
+        """Return what was chosen for the sake of speed, after `build`; kept with the result."""
+        return {}
+
 
 # ---------------------------------------------------------------------------------------------- evaluators
 

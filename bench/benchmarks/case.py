@@ -30,8 +30,8 @@ class Case:
     name: unique, starts with what is measured. unit: what one call does. make: build the sides; not timed, and what
     it allocated is not counted as memory. target: the ratio plain / fast that must hold on two cores. limit: seconds
     that `fast` may take. share: what part of a whole run one call is; the claim is then about the whole run, with
-    what the first call of each side costs on top. memory: also measure the peak of one call of each side. repeats: of
-    each side; None for as many as the command line says.
+    what the first call of each side costs on top. memory: also measure the peak of one call of each side. repeats: at
+    most so many turns of each side.
     """
 
     name: str

@@ -82,7 +82,7 @@ def measure(case: Case, repeats: int, threads: int = 1, make: Callable[[Case, st
             sides["plain"] = make(case, "plain", threads)
         times = {name: Times() for name in sides}
         calls = {name: _warm_up(side, times[name]) for name, side in sides.items()}
-        turns = case.repeats or repeats
+        turns = min(repeats, case.repeats or repeats)
         for _ in range(turns):
             for name, side in sides.items():
                 seconds, cores = side.run(calls[name])

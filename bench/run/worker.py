@@ -48,9 +48,11 @@ def prepare(work: Work) -> Mapping[str, Any]:
 
     artifact = ARTIFACTS.get(work.config["artifact"])
     task = LiveTask.from_config(work.config, work.inputs, work.device, folder=work.folder, report=work.report)
-    tensors = artifact(_params(artifact, work.config)).build(task)
+    made = artifact(_params(artifact, work.config))
+    tensors = made.build(task)
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, work.draft / "tensors.safetensors")
-    return {}
+    choices = dict(made.choices())
+    return {"choices": choices} if choices else {}
 
 
 def distil(work: Work) -> Mapping[str, Any]:

@@ -47,14 +47,18 @@ class Networks(Artifact):
     """Train `replicates` networks on the distilled set and keep their logits.
 
     Tensors: `logits` float32 [E, N, K] on the test set after the last epoch; `seconds` [] of training; `stacked` []
-    whether they were computed by vmap, `compiled` [] whether their steps were compiled; `curve/epoch` [T] and
-    `curve/loss` [E, T]; for best-val and best-test `curve/selection_epoch` [S], `curve/test_accuracy` [E, S] and
-    (best-val) `curve/val_accuracy` [E, S]; on request `weights/<parameter or buffer>` [E, ...]; where rates were tried
-    `curve/rate` [E], that of each network, and `curve/rate_score` [E, R], what it was chosen by.
+    whether they were computed by vmap; `curve/epoch` [T] and `curve/loss` [E, T]; for best-val and best-test
+    `curve/selection_epoch` [S], `curve/test_accuracy` [E, S] and (best-val) `curve/val_accuracy` [E, S]; on request
+    `weights/<parameter or buffer>` [E, ...]; where rates were tried `curve/rate` [E], that of each network, and
+    `curve/rate_score` [E, R], what it was chosen by.
     """
 
     Params = NetworksParams
     title = "Networks trained on a distilled set"
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params)
+        self._chosen: dict[str, str] = {}
 
     def build(self, task: Task) -> Mapping[str, Tensor]:
         """Train and test. Raises `UserError` if set and task do not fit, `Diverged` if no network is finite."""
@@ -80,6 +84,10 @@ class Networks(Artifact):
 
         used = ["validation", *range(self.params.replicates)]
         return rates.choose(self.params.rates, [task.rng(f"evaluation/{name}") for name in used], attempt)
+
+    def choices(self) -> Mapping[str, Any]:
+        """Return how the networks were computed: one after the other or by vmap, compiled or plain."""
+        return self._chosen
 
     def _trained(
         self, task: Task, distilled: DistilledSet, images: Tensor, recipe: Recipe
@@ -108,8 +116,8 @@ class Networks(Artifact):
             "logits": predict(handle, data.test.batches(TEST_BATCH)),
             "seconds": torch.tensor(seconds, dtype=torch.float64),
             "stacked": torch.tensor(handle.stack == "vmap"),
-            "compiled": torch.tensor(handle.compiled == "compiled"),
         }
+        self._chosen = {"stack": handle.stack, "step": handle.compiled}
         curves = {**handle.curves, **(watch.curves() if watch else {})}
         tensors |= {f"curve/{name}": curve for name, curve in curves.items()}
         if self.params.weights:

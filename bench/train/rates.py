@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SHARE = 0.1
 BATCH = 1000
-OF_ALL = ("seconds", "stacked", "compiled", "curve/epoch", "curve/selection_epoch")
+OF_ALL = ("seconds", "stacked", "curve/epoch", "curve/selection_epoch")
 """Tensors of an attempt that have no row for every network."""
 LOST = -1.0
 """What a network that is no longer finite scores."""

@@ -64,6 +64,15 @@ def test_what_is_kept(make_task, digits):
     assert bool((accuracy > 0.3).all())  # chance is 0.1
 
 
+def test_how_they_were_computed_is_told(make_task):
+    recipe = resolve({"base": "dc", "epochs": 2}).model_dump(mode="json")
+    made = Networks(NetworksParams(network=NET, recipe=recipe, replicates=2))
+    assert made.choices() == {}
+    made.build(make_task())
+    assert made.choices()["stack"] in ("vmap", "loop")
+    assert made.choices()["step"].startswith("plain: a short run")
+
+
 def test_logits_are_those_of_the_kept_weights(make_task, digits):
     found = build(make_task(), weights=True, recipe={"epochs": 2})
     network = bench.nets.build(NET, (1, 8, 8), 10)
