@@ -256,12 +256,14 @@ def test_a_suite_shares_networks_and_groups(tmp_path):
     assert len({cell.inputs["pixels"] for cell in subgroups}) == 1
     run_plan(plan, Store(tmp_path / "out"), executor="inline", device="cpu", progress=False)
     lines = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
-    clean = {(r["seed"], r["replicate"]): r["value"] for r in lines if r["evaluator"] == "accuracy"}
-    again = {
-        (r["seed"], r["replicate"]): r["value"]
-        for r in lines
-        if r["evaluator"] == "subgroup" and r["metric"] == "accuracy"
-    }
+    clean, again = (
+        {
+            (r["seed"], r["replicate"]): r["value"]
+            for r in lines
+            if r["evaluator"] == evaluator and r["metric"] == "accuracy"
+        }
+        for evaluator in ("accuracy", "subgroup")
+    )
     assert clean == pytest.approx(again)
     assert len(again) == 4
     for key in clean:
