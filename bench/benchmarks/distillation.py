@@ -1,7 +1,6 @@
 """One outer iteration of every method, or the part of it that takes the time.
 
-The fast side is the method itself, which compiles what its whole run is long enough for, in a process that keeps its
-heap as cells do. The plain side is the field's manner, in a process that gives large blocks back as others do.
+The fast side is the method itself, which compiles what its whole published run is long enough for.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import heap
 from bench.benchmarks import made_up
 from bench.benchmarks.case import Case, Sides
 from bench.benchmarks.plain import distillation as field
@@ -49,20 +47,6 @@ def cases(quick: bool) -> list[Case]:
 
 def _case(name: str, unit: str, make: Callable[[], Sides], quick: bool, target: float) -> Case:
     return Case(name, "distillation", unit, make, target=None if quick else target)
-
-
-def _sides(fast: Callable[[], Any], plain: Callable[[], Any], check: Callable[[], None], **facts: Any) -> Sides:
-    """Return the two sides, each with its heap."""
-
-    def kept() -> Any:
-        heap.keep()
-        return fast()
-
-    def given_back() -> Any:
-        heap.give_back()
-        return plain()
-
-    return Sides(kept, given_back, check, facts)
 
 
 def _start(name: str, task: made_up.Task, **params: Any) -> Any:
@@ -100,17 +84,17 @@ def _matching(name: str, params: dict[str, Any], quick: bool, ipc: int) -> Sides
         _near(method.set.images() - first, plain.images - first, 0.1 if "precision" in params else 1e-3)
 
     method, step, plain = make()
-    return _sides(step, plain.step, check, **method.choices())
+    return Sides(step, plain.step, check, method.choices())
 
 
 # ------------------------------------------------------------------------------------------------ other methods
 
 
 def _frepo(quick: bool, ipc: int) -> Sides:
-    """FRePo with a quarter of its real batch: real features with a graph, one general solve."""
+    """FRePo beside real features with a graph and one general solve."""
 
     def make() -> Any:
-        size = {"width": 4, "depth": 2, "batch": 12} if quick else {"batch": 256}
+        size = {"width": 4, "depth": 2, "batch": 12} if quick else {}
         return _start("frepo", made_up.Task(quick, ipc), flip=True, **size)
 
     def plain_step(method: Any) -> None:
@@ -130,7 +114,7 @@ def _frepo(quick: bool, ipc: int) -> Sides:
             _near(a, b, 1e-4)
 
     method, other = make(), make()
-    return _sides(method.step, lambda: plain_step(other), check, **method.choices())
+    return Sides(method.step, lambda: plain_step(other), check, method.choices())
 
 
 def _apm(quick: bool, ipc: int) -> Sides:
@@ -159,7 +143,7 @@ def _apm(quick: bool, ipc: int) -> Sides:
     method, teacher = make()
     other = copy.copy(method)
     fast = partial(method._imitate, method.set.images().detach())
-    return _sides(fast, lambda: plain(other, teacher), check, **method.choices())
+    return Sides(fast, lambda: plain(other, teacher), check, method.choices())
 
 
 def _mtt(compile_: bool, quick: bool, ipc: int) -> Sides:
@@ -202,7 +186,7 @@ def _mtt(compile_: bool, quick: bool, ipc: int) -> Sides:
         _near(found.leaves[0], expected.leaves[0], 1e-3)
         _near(found.rates, expected.rates, 1e-3)
 
-    return _sides(fast, plain, check, student=method.fast.choice if compile_ else "plain")
+    return Sides(fast, plain, check, method.choices() if compile_ else {"student": "plain"})
 
 
 def _near(found: Tensor, expected: Tensor, tolerance: float) -> None:
