@@ -15,7 +15,7 @@ class Busy(Method):
     """Random images after some work. The file `switch` holds how often the work is done, and perhaps `blind`: noise."""
 
     class Params(Params):
-        work: int = param(30, "training steps per outer step", ge=1)
+        work: int = param(90, "training steps per outer step", ge=1)
         switch: str = param("", "path of the file")
 
     title = "busy"
