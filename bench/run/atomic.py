@@ -61,7 +61,9 @@ def publish(folder: Path, target: Path) -> bool:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
     sync_directory(folder)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.parent.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sync_directory(target.parent.parent)
     try:
         os.rename(folder, target)  # fails on a directory with content: a result is never overwritten
     except OSError:

@@ -10,7 +10,6 @@ Torch-free: a run with nothing to do costs the reading of its results.
 from __future__ import annotations
 
 import itertools
-import re
 import signal
 import threading
 import time
@@ -18,11 +17,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from bench.errors import UserError
-from bench.run import outputs, provenance
+from bench.run import devices, outputs, provenance
 from bench.run.board import DONE, FAILED, Board
 from bench.run.executors import EXECUTORS, GRACE, Executor
 from bench.run.job import Job, Outcome, Progress
@@ -79,32 +77,25 @@ def run_plan(
 ) -> RunSummary:
     """Compute what `store` lacks of `plan` and write suite.json, records.jsonl and states.jsonl into its root.
 
-    jobs: cells at once; default: one per core on a CPU, one on a GPU. options: of the executor, see
-    `bench.run.slurm.Options`. timeout: seconds per cell; default: the suite's limit. progress: show it.
+    jobs: cells at once; default: one per core on a CPU, one per GPU. device: see `bench.run.devices`. options: of the
+    executor, see `bench.run.slurm.Options`. timeout: seconds per cell; default: the suite's limit. progress: show it.
     on_event: called for each `Event`.
 
-    Raises `UserError` for a device or executor that does not exist, and `KeyboardInterrupt` after SIGINT or SIGTERM,
-    when the running cells have had a moment for a last checkpoint and everything finished is written.
+    Raises `UserError` for a device or executor that does not exist, or a device that is needed and not here, and
+    `KeyboardInterrupt` after SIGINT or SIGTERM, when the running cells have had a moment for a last checkpoint and
+    everything finished is written.
     """
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
-        raise UserError(f"unknown device {device!r}", hint="auto, cpu, cuda, cuda:<k> or mps")
+    devices.check(device)
     make = EXECUTORS.get(executor)
-    jobs = jobs or getattr(make, "cells_at_once", None) or default_jobs(device)
     if options and executor in ("local", "inline"):
         raise UserError(f"executor {executor!r} has no options", hint="--executor slurm has")
     made = {"options": options} if options else {}
     timeout = timeout or plan.suite.spec.limits.seconds
-    with _display(progress, plan, jobs) as show:
+    with _display(progress, plan) as show:
         listeners = [listener for listener in (show, on_event) if listener]
-        runner = _Runner(plan, store, device, timeout, fail_fast, listeners)
-        runner.executor, runner.jobs = make(jobs, runner.progressed, **made), jobs
+        runner = _Runner(plan, store, device, jobs, timeout, fail_fast, listeners)
+        runner.executor = make(jobs, runner.progressed, **made)
         return runner.run()
-
-
-def default_jobs(device: str) -> int:
-    """Return how many cells run at once where nobody says: one per core on a CPU, one where there is a GPU."""
-    gpu = device.startswith(("cuda", "mps")) or (device == "auto" and Path("/dev/nvidiactl").exists())
-    return 1 if gpu else provenance.usable_cores()
 
 
 def states(plan: Any, store: Store) -> list[tuple[Any, str, str]]:
@@ -131,18 +122,18 @@ class _Runner:
     """One run: the board, the executor, and the files that follow the board."""
 
     executor: Executor
-    jobs: int
 
     def __init__(
         self,
         plan: Any,
         store: Store,
         device: str,
+        jobs: int | None,
         timeout: float | None,
         fail_fast: bool,
         listeners: list[Callable[[Event], None]],
     ) -> None:
-        self.plan, self.store, self.device, self.timeout = plan, store, device, timeout
+        self.plan, self.store, self.device, self.jobs, self.timeout = plan, store, device, jobs, timeout
         self.fail_fast, self.listeners = fail_fast, listeners
         self.board = Board(plan.cells)
         self.interrupts = 0
@@ -186,11 +177,12 @@ class _Runner:
         return RunSummary(counts, failures, time.monotonic() - self._begin)
 
     def _compare(self) -> None:
-        """Mark what the store has; warm the executor up as soon as something is missing."""
+        """Mark what the store has; warm the executor up and find its devices as soon as something is missing."""
         warm, finished = False, self.store.finished()
         for cell in self.plan.cells:
             if not (cell.key in finished and self._load(cell.key, "cached")) and not warm:
                 self.executor.start()
+                self.board.devices = getattr(self.executor, "devices", devices.here)(self.device, self.jobs)
                 warm = True
 
     def _loop(self) -> None:
@@ -214,7 +206,7 @@ class _Runner:
 
     def _launch(self) -> None:
         """Start cells until nothing more may start."""
-        while not self.interrupts and len(self.board.running) < self.jobs:
+        while not self.interrupts:
             key = self.board.take()
             if key is None:
                 return
@@ -230,7 +222,7 @@ class _Runner:
                 cell.label,
                 dict(cell.config),
                 dict(cell.inputs),
-                self.device,
+                self.board.device(key),
                 self.timeout,
                 provenance.environment(),
                 cell.weight,
@@ -322,6 +314,7 @@ class _Runner:
             if self.store.claimed(key):
                 continue
             del self._elsewhere[key]
+            self.store.look_again(key)
             if self._load(key, "cached"):
                 continue
             failure = self.store.failure(key)
@@ -387,11 +380,11 @@ class _Runner:
 
 
 @contextmanager
-def _display(wanted: bool, plan: Any, jobs: int) -> Iterator[Callable[[Event], None] | None]:
+def _display(wanted: bool, plan: Any) -> Iterator[Callable[[Event], None] | None]:
     if not wanted:
         yield None
         return
     from bench.run.progress import display
 
-    with display(plan.cells, jobs) as show:
+    with display(plan.cells) as show:
         yield show

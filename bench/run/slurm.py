@@ -39,6 +39,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.errors import UserError, nearest
 from bench.run.atomic import write_json
+from bench.run.devices import Device, elsewhere
 from bench.run.executors import Emit, Local
 from bench.run.job import Job, Outcome, Progress
 from bench.run.store import Damaged, Store
@@ -188,13 +189,17 @@ def call(*command: str) -> subprocess.CompletedProcess[str]:
 
 @dataclass
 class _Sent:
-    """One job in Slurm's hands: the cells it has not ended yet, in the order in which it computes them."""
+    """One job in Slurm's hands: the cells it has not ended yet, in the order in which it computes them.
+
+    gone: when it was missed in the queue; told: the last progress of each cell; said: when its end was first read.
+    """
 
     folder: Path
     cells: dict[str, Job]
     gone: float | None = None
     state: str = ""
     told: dict[str, str] = field(default_factory=dict)
+    said: dict[str, float] = field(default_factory=dict)
 
 
 class Slurm:
@@ -213,7 +218,7 @@ class Slurm:
     patience = 600.0
     """Seconds for which a controller that does not answer is asked again."""
 
-    def __init__(self, jobs: int, emit: Emit, options: Mapping[str, str] | None = None) -> None:
+    def __init__(self, jobs: int | None, emit: Emit, options: Mapping[str, str] | None = None) -> None:
         self.options, self.emit = read_options(options or {}), emit
         self._waiting: list[Job] = []
         self._sent: dict[str, _Sent] = {}
@@ -227,6 +232,10 @@ class Slurm:
         """Check that there is a Slurm."""
         if shutil.which("sbatch") is None:
             raise UserError("there is no Slurm here: sbatch was not found", hint="run on a login node of the cluster")
+
+    def devices(self, wanted: str, jobs: int | None) -> list[Device]:
+        """Return one: nodes have their own."""
+        return elsewhere(wanted, jobs or self.cells_at_once)
 
     def submit(self, job: Job) -> None:
         """Note a cell for the next array."""
@@ -372,9 +381,11 @@ class Slurm:
 
     def _read(self, sent: _Sent, key: str) -> Outcome | None:
         """Return how a cell ended; None while its result cannot be seen from here."""
-        file, job = sent.folder / f"{key}.json", sent.cells[key]
-        outcome = Outcome(**json.loads(file.read_text()))
-        if outcome.state == "ok" and time.time() - file.stat().st_mtime < self.settle:
+        job = sent.cells[key]
+        outcome = Outcome(**json.loads((sent.folder / f"{key}.json").read_text()))
+        now = time.monotonic()
+        if outcome.state == "ok" and now - sent.said.setdefault(key, now) < self.settle:  # by one clock, of one machine
+            Store(job.root).look_again(key)
             with suppress(Damaged):
                 if Store(job.root).result(key) is None:
                     return None

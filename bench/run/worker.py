@@ -100,6 +100,8 @@ def execute(job: Job, report: Report) -> Outcome:
             return Outcome(job.key, "claimed")
         with claim:
             outcome = _try(job, store, report, started, begin)
+            if outcome.state not in ("ok", "damaged", "stopped") and claim.lost():  # suspended for long, and replaced
+                outcome = Outcome(job.key, "claimed")
     except OSError as error:  # the store itself: disk full, rights
         outcome = unusable(job, error)
     return dataclasses.replace(outcome, seconds=time.monotonic() - begin)
@@ -112,6 +114,7 @@ def unusable(job: Job, error: OSError) -> Outcome:
 
 def _try(job: Job, store: Store, report: Report, started: str, begin: float) -> Outcome:
     try:
+        store.look_again(job.key)
         if store.result(job.key):
             return Outcome(job.key, "ok")  # somebody else was faster
     except Damaged:
@@ -173,6 +176,7 @@ def use(device: str, threads: int) -> str:
     torch.backends.cudnn.allow_tf32 = False
     resolved = resolve_device(device)
     if resolved.startswith("cuda"):
+        torch.cuda.set_device(resolved)  # what names no GPU belongs there too, and no other one gives memory to a context
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats itself only with its own buffer
         torch.backends.cudnn.benchmark = False
         torch.set_deterministic_debug_mode("warn")  # like use_deterministic_algorithms, without importing inductor

@@ -244,7 +244,8 @@ def test_the_claim_of_a_killed_process_is_free_at_once(tmp_path):
         assert claim is not None
 
 
-def test_claims_of_other_machines_live_by_their_heartbeat(tmp_path):
+def test_claims_of_other_machines_live_by_their_heartbeat(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "WATCH", 0.1)
     path = tmp_path / "claim"
     write_json(path, {"host": "elsewhere", "pid": 1, "start": 0})
     assert claims.held(path)
