@@ -6,6 +6,8 @@ goes on bit for bit, is timed the same way, and never hands out an image that is
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import math
 import os
@@ -164,15 +166,22 @@ def _save(file: Path, method: Method, task: LiveTask, profile: Profile, step: in
         "log": course.log,
         "snapshots": course.snapshots,
     }
+    content = io.BytesIO()
+    torch.save(state, content)
     with atomic_write(file) as stream:
-        torch.save(state, stream)
+        stream.write(content.getbuffer())
+        stream.write(hashlib.sha256(content.getbuffer()).digest())
 
 
 def _load(file: Path) -> dict[str, Any] | None:
-    """Return the checkpoint, or None where there is none that can be read (the distillation then starts anew)."""
-    if not file.is_file():
-        return None
+    """Return the checkpoint, or None where there is none, or a damaged one (the distillation then starts anew).
+
+    Its last 32 bytes are the sha256 of the others: torch does not notice a changed number.
+    """
     try:
-        return torch.load(file, weights_only=True, map_location="cpu")
+        content = file.read_bytes()
+        if hashlib.sha256(memoryview(content)[:-32]).digest() != content[-32:]:
+            return None
+        return torch.load(io.BytesIO(content[:-32]), weights_only=True, map_location="cpu")
     except Exception:
         return None

@@ -96,11 +96,29 @@ def test_a_stopped_run_continues_bit_for_bit(tmp_path, stop):
         assert torch.equal(load(tmp_path / name).images, load(tmp_path / "whole" / name).images)
 
 
-def test_a_damaged_checkpoint_is_not_used(tmp_path):
-    tmp_path.joinpath(CHECKPOINT).write_bytes(b"half a checkpoint")
-    assert torch.equal(
-        distil(walk(), task(), folder=tmp_path).distilled.images, distil(walk(), task()).distilled.images
-    )
+def cut(content, state):
+    return content[: len(content) // 2]
+
+
+def flip(content, state):
+    """Change one bit of one pixel; the file is read as before and says something else."""
+    place = content.index(state["method"]["images"].numpy().tobytes())
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+def nonsense(content, state):
+    return b"half a checkpoint"
+
+
+@pytest.mark.parametrize("damage", [cut, flip, nonsense])
+def test_a_damaged_checkpoint_is_not_used(tmp_path, damage):
+    with pytest.raises(KeyboardInterrupt):
+        distil(walk(stop=7), task(), folder=tmp_path, checkpoint_seconds=0)
+    file, steps = tmp_path / CHECKPOINT, []
+    file.write_bytes(damage(file.read_bytes(), torch.load(file, weights_only=True)))
+    found = distil(walk(), task(), folder=tmp_path, report=lambda step=0, *_: steps.append(step))
+    assert torch.equal(found.distilled.images, distil(walk(), task()).distilled.images)
+    assert steps[0] == 1
 
 
 def test_nan_in_loss_or_result_is_reported_with_its_step():

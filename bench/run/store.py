@@ -6,8 +6,9 @@
     failed/<key>.json        how the last try ended, where it failed
     corrupt/                 damaged results, moved here for inspection and computed again
 
-`result.json` lists size and sha256 of every file beside it. Sizes and safetensors headers are checked whenever a
-result is read; contents are hashed when the cell becomes the input of another.
+`result.json` lists size and sha256 of every file beside it, and has a hash of its own, `digest`. That, sizes and
+safetensors headers are checked whenever a result is read; contents are hashed when the cell becomes the input of
+another.
 
 Torch-free: plans of thousands of cells are compared with the store before anything is started.
 """
@@ -75,6 +76,8 @@ class Store:
             raise Damaged("result.json is not readable") from error
         if not consistent:
             raise Damaged("result.json belongs to another cell")
+        if "digest" in result and result["digest"] != _digest(result):  # older results have none
+            raise Damaged("the content of result.json changed")
         for name, size in files.items():
             _check_file(folder / name, size)
         return result
@@ -136,7 +139,8 @@ class Store:
         key = result["key"]
         files = {path.name: path for path in sorted(draft.iterdir()) if path.is_file() and path.name not in _UNLISTED}
         listed = {name: {"size": path.stat().st_size, "sha256": _sha256(path)} for name, path in files.items()}
-        write_json(draft / "result.json", {**result, "files": listed})
+        whole = {**result, "files": listed}
+        write_json(draft / "result.json", {**whole, "digest": _digest(json.loads(json.dumps(whole)))})
         log = self.work(key) / LOG
         if log.exists():
             os.replace(log, draft / LOG)
@@ -234,6 +238,12 @@ def _check_safetensors(path: Path, size: int) -> None:
             raise Damaged(f"{path.name} has a damaged header") from None
     if 8 + length + max(ends, default=0) != size:
         raise Damaged(f"{path.name} is cut off")
+
+
+def _digest(result: Mapping[str, Any]) -> str:
+    """Return the sha256 of a result as it is read from its file, but for the digest itself."""
+    rest = {name: value for name, value in result.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

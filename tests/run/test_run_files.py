@@ -137,6 +137,12 @@ def other_cell(path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "key": "cd" * 10}))
 
 
+def other_number(path):
+    text = path.read_text()
+    assert " 1.0" in text
+    path.write_text(text.replace(" 1.0", " 1.5"))
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "says"),
     [
@@ -148,6 +154,7 @@ def other_cell(path):
         ("result.json", empty, "not readable"),
         ("result.json", remove, "result.json is missing"),
         ("result.json", other_cell, "another cell"),
+        ("result.json", other_number, "the content of result.json changed"),
     ],
 )
 def test_damage_is_detected_and_moved_aside(tmp_path, name, damage, says):
@@ -162,6 +169,17 @@ def test_damage_is_detected_and_moved_aside(tmp_path, name, damage, says):
     assert store.discard(KEY) is None
     publish(store)
     assert store.result(KEY)
+
+
+def test_results_of_former_versions_are_read(tmp_path):
+    """They have no digest of their own."""
+    store = Store(tmp_path)
+    publish(store)
+    path = store.cell(KEY) / "result.json"
+    result = json.loads(path.read_text())
+    del result["digest"]
+    path.write_text(json.dumps(result))
+    assert store.result(KEY)["measures"] == [1.0]
 
 
 def test_a_changed_byte_is_found_when_the_cell_is_used(tmp_path):
