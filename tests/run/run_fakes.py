@@ -176,8 +176,16 @@ def tells_pid(work: Work) -> dict[str, Any]:
     path = Path(work.config["params"]["path"])
     path.with_suffix(".tmp").write_text(str(os.getpid()))
     path.with_suffix(".tmp").rename(path)
-    time.sleep(60)
+    time.sleep(600)
     return {}
+
+
+def counted(work: Work) -> dict[str, Any]:
+    """Add a line to a file outside of the store, and take a moment."""
+    with Path(work.config["params"]["path"]).open("a") as file:
+        file.write("computed\n")
+    time.sleep(0.1)
+    return {"measures": [measure(1.0)]}
 
 
 def deaf(work: Work) -> dict[str, Any]:

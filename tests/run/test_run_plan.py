@@ -9,8 +9,10 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
+import psutil
 import pytest
 import run_fakes as fakes
 
@@ -59,7 +61,7 @@ def test_plan_is_computed_in_order_and_recorded(store, executor):
     result = store.result(cells[3].key)
     assert set(result) == {
         "key", "kind", "label", "config", "inputs", "state", "seconds", "started", "finished", "provenance", "files",
-        "measures", "usage",
+        "measures", "usage", "digest",
     }  # fmt: skip
     assert result["provenance"]["device"] == "cpu"
     assert result["provenance"]["packages"]["torch"]
@@ -91,11 +93,11 @@ import run_fakes as fakes
 from bench.run import Store, run_plan, states
 plan = fakes.plan(*[fakes.cell("number", value=value) for value in range(300)])
 store = Store({str(store.root)!r})
-begin = time.monotonic()
+begin = time.process_time()  # others share the cores
 summary = run_plan(plan, store)
 assert summary.counts == {{"cached": 300}}, summary.counts
 assert {{state for _, state, _ in states(plan, store)}} == {{"cached"}}
-print(time.monotonic() - begin)
+print(time.process_time() - begin)
 from multiprocessing import forkserver
 assert forkserver._forkserver._forkserver_pid is None
 print([name for name in ("torch", "pandas", "scipy", "matplotlib") if name in sys.modules])
@@ -103,7 +105,7 @@ print([name for name in ("torch", "pandas", "scipy", "matplotlib") if name in sy
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     seconds, heavy = done.stdout.split("\n")[:2]
     assert heavy == "[]"
-    assert float(seconds) < 1.0
+    assert float(seconds) < 1.5, "a tenth of it on a quiet machine"
 
 
 def test_results_do_not_depend_on_jobs_executor_or_order(tmp_path):
@@ -140,17 +142,21 @@ def test_timed_cells_run_alone(store):
 
 
 def test_overhead_of_a_trivial_cell_is_small(store):
+    """Hundredths of a second of CPU, and no waiting for a clock that ticks five times a second."""
     run([fakes.cell("number", value=-1)], store)  # the fork server is warm from here on
+    server = psutil.Process(forkserver._forkserver._forkserver_pid)
     crowd = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-    best = float("inf")
-    for attempt in range(10):  # other work on the machine only ever adds time
+    cpu = wall = float("inf")
+    deadline = time.monotonic() + 60
+    for attempt in itertools.count():  # other work on the machine only ever adds time
         cells = [fakes.cell("number", value=100 * attempt + value) for value in range(10)]
-        ends = [time.monotonic()]
+        ends, begin = [time.monotonic()], time.process_time() + sum(server.cpu_times()[:4])
         run(cells, store, jobs=1, on_event=lambda event, ends=ends: ends.append(time.monotonic()))
-        best = min(best, *(after - before for before, after in itertools.pairwise(ends[::2])))
-        if best < 0.05 * crowd:
+        cpu = min(cpu, (time.process_time() + sum(server.cpu_times()[:4]) - begin) / len(cells))
+        wall = min(wall, *(after - before for before, after in itertools.pairwise(ends[::2])))
+        if cpu < 0.05 and wall < 0.1 * crowd:
             return
-    raise AssertionError(f"{best:.3f} s per cell")
+        assert time.monotonic() < deadline, f"{cpu:.3f} s of CPU, {wall:.3f} s per cell"
 
 
 def test_output_of_a_cell_goes_to_its_log(store, capfd):
@@ -220,13 +226,13 @@ def test_fail_fast_starts_nothing_more(store):
 
 @pytest.mark.parametrize("polite", [True, False])
 def test_time_limit(store, polite, monkeypatch):
-    monkeypatch.setattr("bench.run.executors.GRACE", 0.3)
-    cells = [fakes.cell("sleeps", seconds=30, polite=polite), fakes.cell("number", value=1)]
+    monkeypatch.setattr("bench.run.executors.Local.grace", 0.3)
+    cells = [fakes.cell("sleeps", seconds=600, polite=polite), fakes.cell("number", value=1)]
     begin = time.monotonic()
-    summary = run(cells, store, timeout=0.5)
-    assert summary.failures[0][1:] == ("timeout", "stopped after the time limit of 0.5 s")
+    summary = run(cells, store, timeout=2.0)  # enough for the other one on a machine with much to do
+    assert summary.failures[0][1:] == ("timeout", "stopped after the time limit of 2 s")
     assert summary.counts == {"timeout": 1, "ok": 1}
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 300
 
 
 def test_progress_arrives(store):
@@ -281,8 +287,8 @@ def test_a_result_cut_short_is_computed_again_at_once(store):
     assert run(cells, store).counts == {"cached": 3, "ok": 1}
 
 
-def test_two_runners_share_the_work(store):
-    cells = [fakes.cell("sleeps", seconds=0.2, index=index) for index in range(6)]
+def test_two_runners_share_the_work(store, tmp_path):
+    cells = [fakes.cell("counted", path=str(tmp_path / f"cell{index}")) for index in range(8)]
     summaries = []
 
     def runner():
@@ -293,18 +299,19 @@ def test_two_runners_share_the_work(store):
         thread.start()
     for thread in threads:
         thread.join()
-    computed = [event for summary in summaries for event in summary.events if event[1] == "ok"]
-    assert len(computed) == 6
-    assert all(sum(summary.counts.values()) == 6 and summary.exit_code == 0 for summary in summaries)
-    assert len(lines(store, "records.jsonl")) == 6
+    assert [(tmp_path / f"cell{index}").read_text() for index in range(8)] == ["computed\n"] * 8
+    assert [(sum(summary.counts.values()), summary.exit_code) for summary in summaries] == [(8, 0)] * 2
+    assert len(lines(store, "records.jsonl")) == 8
 
 
-def test_the_failure_of_another_runner_is_taken_over(store):
+def test_the_failure_of_another_runner_is_taken_over(store, monkeypatch):
     cell = fakes.cell("number", value=1)
-    claim = store.claim(cell.key)
+    claim, waits = store.claim(cell.key), threading.Event()
+    known = Store.failure
+    monkeypatch.setattr(Store, "failure", lambda *words: (known(*words), waits.set())[0])
 
     def fail_later():
-        time.sleep(0.3)
+        waits.wait(60)  # until the runner has found the claim
         store.fail(cell.key, "diverged", "as seen elsewhere")
         claim.__exit__(None, None, None)
 
@@ -336,7 +343,7 @@ if __name__ == "__main__":
     wait_for(lambda: not alive(worker))
 
 
-def wait_for(condition, seconds=20.0):
+def wait_for(condition, seconds=120.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -348,4 +355,7 @@ def alive(pid):
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # it ended between the two looks
+        return False
