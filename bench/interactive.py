@@ -249,12 +249,15 @@ def _settings_kept() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32,
     )
     strict = torch.get_deterministic_debug_mode()
+    gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
     try:
         yield
     finally:
         torch.set_num_threads(threads)
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
         torch.set_deterministic_debug_mode(strict)
+        if torch.cuda.is_initialized():
+            torch.cuda.set_device(gpu)
 
 
 def _file(one: DistilledSet | Path | str, folder: Path, dataset: str | None, preprocessing: str | None) -> Path:

@@ -45,7 +45,7 @@ def command(
         Path | None, typer.Option("--out", help="Results folder; default: runs/evaluate-<name of the first file>.")
     ] = None,
     device: options.Device = "auto",
-    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Cells at once; default: one per core.")] = None,
+    jobs: options.Jobs = None,
     executor: Annotated[
         Executor, typer.Option("--executor", help="local: a fresh process per cell; inline: this process.")
     ] = Executor.local,

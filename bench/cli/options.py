@@ -12,7 +12,8 @@ PresetName = Annotated[str | None, typer.Option("--preset", help="Preset of the 
 OutFolder = Annotated[Path | None, typer.Option("--out", help="Results folder; default: runs/<suite>-<preset>.")]
 OnlyCells = Annotated[str | None, typer.Option("--only", help="Part of the cells, e.g. method=dm|dsa,ipc=10.")]
 SkipMissing = Annotated[bool, typer.Option("--skip-missing", help="Show cells without data as skipped, do the rest.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:<k> or mps.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, mps, cuda (all GPUs), or cuda:<k>,cuda:<l>.")]
+Jobs = Annotated[int | None, typer.Option("--jobs", min=1, help="Cells at once; default: one per core, or GPU.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

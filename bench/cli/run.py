@@ -12,6 +12,8 @@ from bench.cli import options
 from bench.errors import UserError
 
 NAME = "run"
+SETTLED = ("ok", "cached", "skipped")
+"""States of cells that a run leaves alone."""
 
 
 class Executor(enum.StrEnum):
@@ -28,7 +30,7 @@ def command(
     out: options.OutFolder = None,
     only: options.OnlyCells = None,
     device: options.Device = "auto",
-    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Cells at once; default: one per core.")] = None,
+    jobs: options.Jobs = None,
     executor: Annotated[
         Executor, typer.Option("--executor", help="local: a fresh process per cell; inline: this process; slurm.")
     ] = Executor.local,
@@ -51,12 +53,16 @@ def command(
     """Run a suite and write its tables, plots and report."""
     import bench.run
     from bench.cli import screen
+    from bench.run import devices
 
     suite, plan = options.load_plan(suite_file, preset, only, skip_missing)
     folder = options.out_folder(out, suite)
     store = bench.run.Store(folder)
     if dry_run:
-        screen.print_plan(plan, bench.run.states(plan, store))
+        found = bench.run.states(plan, store)
+        if executor in (Executor.local, Executor.inline) and any(state not in SETTLED for _, state, _ in found):
+            devices.here(device, jobs)  # what the run would complain about
+        screen.print_plan(plan, found)
         raise typer.Exit
     summary = bench.run.run_plan(
         plan, store, jobs=jobs, device=device, executor=executor.value, options=pairs(slurm), fail_fast=fail_fast

@@ -204,7 +204,9 @@ def _digest(config: dict[str, Any]) -> str:
 
 
 def _hardware(result: dict[str, Any]) -> str:
-    origin = result["provenance"]
+    origin = dict(result["provenance"])
+    if "device" in origin:
+        origin["device"] = origin["device"].partition(":")[0]  # older results name one of several equal GPUs
     return ", ".join(f"{name} {origin[name]}" for name in HARDWARE if name in origin)
 
 

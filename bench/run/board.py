@@ -1,7 +1,8 @@
 """The state of every cell of a plan, and what may start next. Pure: no files, no processes, no clock.
 
-A cell waits for its inputs; when the last one is there it becomes ready. Ready cells start longest first. Timed cells
-run alone, so the board stays with one sort while it has work: it drains the machine only when it changes over.
+A cell waits for its inputs; when the last one is there it becomes ready. Ready cells start longest first, on the
+device with the fewest cells. Timed cells run alone on their device, so a device stays with one sort while there is
+work: it is drained only when it changes over.
 """
 
 from __future__ import annotations
@@ -11,12 +12,17 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from typing import Any
 
+from bench.run.devices import Device
+
 DONE = frozenset({"ok", "cached"})
 FAILED = frozenset({"failed", "diverged", "oom", "timeout", "killed"})
 
 
 class Board:
-    """Who waits for whom, and who may start. Inputs that are not in the plan are taken to be there."""
+    """Who waits for whom, and who may start. Inputs that are not in the plan are taken to be there.
+
+    devices: where cells run; may be set until the first one is taken. Default: one with room for all.
+    """
 
     def __init__(self, cells: Iterable[Any]) -> None:
         self.cells = {cell.key: cell for cell in cells}
@@ -24,6 +30,7 @@ class Board:
         self.reason: dict[str, str] = dict.fromkeys(self.cells, "")
         self.counts: Counter[str] = Counter({"planned": len(self.cells)})
         self.running: set[str] = set()
+        self.devices = [Device("auto")]
         self._order = {key: index for index, key in enumerate(self.cells)}
         self._dependents: dict[str, list[str]] = {key: [] for key in self.cells}
         self._blockers: dict[str, set[str]] = {}
@@ -32,7 +39,7 @@ class Board:
             for other in self._blockers[key]:
                 self._dependents[other].append(key)
         self._ready: dict[bool, list[tuple[float, int, str]]] = {False: [], True: []}
-        self._timed_turn = False
+        self._at: dict[str, Device] = {}
 
     def open(self) -> None:
         """Queue every planned cell whose inputs are there; called once, when the cached cells have been marked."""
@@ -70,20 +77,29 @@ class Board:
     def leave(self, key: str) -> None:
         """Note that a running cell takes no place here: somebody else computes it."""
         self.running.discard(key)
+        if device := self._at.pop(key, None):
+            device.cells.remove(key)
 
     def take(self) -> str | None:
         """Return the next cell to start, now running; None where nothing may start at the moment."""
-        if self.running:
-            if self._timed_turn:
-                return None
-        elif not self._peek(self._timed_turn):
-            self._timed_turn = not self._timed_turn
-        if not self._peek(self._timed_turn):
-            return None
-        key = heapq.heappop(self._ready[self._timed_turn])[2]
-        self._set(key, "running")
-        self.running.add(key)
-        return key
+        for device in sorted(self.devices, key=lambda device: len(device.cells)):
+            if device.cells:
+                if device.timed_turn:
+                    continue
+            elif not self._peek(device.timed_turn):
+                device.timed_turn = not device.timed_turn
+            if len(device.cells) < device.room and self._peek(device.timed_turn):
+                key = heapq.heappop(self._ready[device.timed_turn])[2]
+                self._set(key, "running")
+                self.running.add(key)
+                device.cells.add(key)
+                self._at[key] = device
+                return key
+        return None
+
+    def device(self, key: str) -> str:
+        """Return the name of the device of a running cell."""
+        return self._at[key].name
 
     def _peek(self, timed: bool) -> bool:
         """Return whether such a cell is ready; entries that are out of date are dropped on the way."""
@@ -98,7 +114,7 @@ class Board:
             heapq.heappush(self._ready[bool(cell.timed)], (-float(cell.weight), self._order[key], key))
 
     def _set(self, key: str, state: str, reason: str = "") -> None:
-        self.running.discard(key)
+        self.leave(key)
         self.counts[self.state[key]] -= 1
         self.counts[state] += 1
         self.state[key], self.reason[key] = state, reason

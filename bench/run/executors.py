@@ -44,10 +44,10 @@ Emit = Callable[[Progress], None]
 
 
 class Executor(Protocol):
-    """Starts cells; made with the number of cells at once and a function that takes their progress.
+    """Starts cells; made with the number of cells at once, where the user says it, and a function that takes progress.
 
-    A class may have `cells_at_once`, that number where the user does not say, and `grace`, the seconds in which `stop`
-    should end; one that is made with `options` as well takes `--slurm KEY=VALUE`.
+    A class may have `devices`, which is called after `start` in place of `bench.run.devices.here`, and `grace`, the
+    seconds in which `stop` should end; one that is made with `options` as well takes `--slurm KEY=VALUE`.
     """
 
     def start(self) -> None:
@@ -69,7 +69,7 @@ class Executor(Protocol):
 class Inline:
     """Computes each cell inside `submit`. No time limits, and a crash takes the runner with it."""
 
-    def __init__(self, jobs: int, emit: Emit) -> None:
+    def __init__(self, jobs: int | None, emit: Emit) -> None:
         self.emit = emit
         self._ended: list[Outcome] = []
 
@@ -115,7 +115,7 @@ class Local:
     """Modules that the fork server imports, so that cells do not have to."""
     grace = GRACE
 
-    def __init__(self, jobs: int, emit: Emit) -> None:
+    def __init__(self, jobs: int | None, emit: Emit) -> None:
         self.emit = emit
         self._context = multiprocessing.get_context("forkserver")
         self._running: dict[str, _Running] = {}

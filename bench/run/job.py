@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Job:
-    """One cell to compute. device: auto, cpu, cuda, cuda:<k> or mps. timeout: seconds, None for no limit.
+    """One cell to compute. device: auto, cpu, mps, cuda or cuda:<k>. timeout: seconds, None for no limit.
 
     weight: rough cost; timed: must run alone on its machine. Both are for executors that share machines.
     """

@@ -33,10 +33,15 @@ class Happening(Protocol):
 
 
 class Tally:
-    """How far a run is, and how long the rest will take, judged by the weights of the cells."""
+    """How far a run is, and how long the rest will take, judged by the weights of the cells.
 
-    def __init__(self, cells: Sequence[Any], jobs: int) -> None:
-        self.total, self.jobs = len(cells), jobs
+    As many cells are expected to run at once as have been seen to.
+    """
+
+    def __init__(self, cells: Sequence[Any]) -> None:
+        self.total = len(cells)
+        self._running: set[str] = set()
+        self._at_once = 1
         self.finished: set[str] = set()
         self.failed = 0
         self._left = sum(float(cell.weight) for cell in cells)
@@ -45,6 +50,8 @@ class Tally:
     def note(self, event: Happening) -> None:
         """Take an event into account."""
         key = event.cell.key
+        (self._running.add if event.state == "running" else self._running.discard)(key)
+        self._at_once = max(self._at_once, len(self._running))
         if event.state == "damaged" and key in self.finished:  # it will be computed again
             self.finished.discard(key)
             self._left += float(event.cell.weight)
@@ -61,14 +68,14 @@ class Tally:
         """Return the expected seconds until the end, None while nothing has been computed."""
         if self._computed <= 0:
             return None
-        return max(0.0, self._left) * self._seconds / self._computed / self.jobs
+        return max(0.0, self._left) * self._seconds / self._computed / self._at_once
 
 
 class Lines:
     """One line for every cell that starts or ends, for logs and pipes. Cached cells are counted, not listed."""
 
-    def __init__(self, cells: Sequence[Any], jobs: int, out: Any = None) -> None:
-        self.tally, self.out = Tally(cells, jobs), out or sys.stderr
+    def __init__(self, cells: Sequence[Any], out: Any = None) -> None:
+        self.tally, self.out = Tally(cells), out or sys.stderr
         self._cached = 0
         self._said: dict[str, float] = {}
 
@@ -100,8 +107,8 @@ class Lines:
 class Screen:
     """A bar for the plan and a line for each running cell, redrawn in place; failures stay above it."""
 
-    def __init__(self, cells: Sequence[Any], jobs: int, console: Console) -> None:
-        self.tally, self.console = Tally(cells, jobs), console
+    def __init__(self, cells: Sequence[Any], console: Console) -> None:
+        self.tally, self.console = Tally(cells), console
         self._begin = time.monotonic()
         self._running: dict[str, tuple[Any, float, Any]] = {}
 
@@ -138,14 +145,14 @@ class Screen:
 
 
 @contextmanager
-def display(cells: Sequence[Any], jobs: int) -> Iterator[Any]:
+def display(cells: Sequence[Any]) -> Iterator[Any]:
     """Give a function that takes events and shows them on stderr, live where that is a terminal."""
     console = Console(stderr=True)
     notebook = console.is_jupyter and find_spec("ipywidgets") is not None  # what redraws in place there
     if not (console.is_terminal or notebook):
-        yield Lines(cells, jobs)
+        yield Lines(cells)
         return
-    screen = Screen(cells, jobs, console)
+    screen = Screen(cells, console)
     with Live(screen, console=console, refresh_per_second=5, transient=True):
         yield screen
 

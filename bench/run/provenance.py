@@ -65,10 +65,13 @@ def usable_cores() -> int:
 
 
 def of_device(device: str) -> dict[str, Any]:
-    """Return the device of a computation: its name and, for a GPU, its model and the CUDA version."""
+    """Return the device of a computation: its kind and, for a GPU, its model and the CUDA version.
+
+    Not which of several GPUs it was: the same model is the same hardware, and gives the same files.
+    """
     import torch
 
-    facts: dict[str, Any] = {"device": device, "threads": torch.get_num_threads()}
+    facts: dict[str, Any] = {"device": device.partition(":")[0], "threads": torch.get_num_threads()}
     if device.startswith("cuda"):
         facts |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
     return facts

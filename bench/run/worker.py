@@ -176,7 +176,7 @@ def use(device: str, threads: int) -> str:
     torch.backends.cudnn.allow_tf32 = False
     resolved = resolve_device(device)
     if resolved.startswith("cuda"):
-        torch.cuda.set_device(resolved)  # what names no GPU belongs there too, and no other one gives memory to a context
+        torch.cuda.set_device(resolved)  # else a context on GPU 0 takes memory too
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats itself only with its own buffer
         torch.backends.cudnn.benchmark = False
         torch.set_deterministic_debug_mode("warn")  # like use_deterministic_algorithms, without importing inductor

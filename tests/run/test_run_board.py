@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.run.board import DONE, Board
+from bench.run.devices import spread
 
 
 def make(key, inputs=(), timed=False, weight=1.0):
@@ -44,6 +45,31 @@ def test_every_cell_runs_once_after_its_inputs_and_timed_ones_alone(cells, jobs,
         board.done(running.pop(random.randrange(len(running))))
     assert sorted(started) == sorted(board.cells)
     assert board.counts["ok"] == len(cells)
+
+
+@given(plans(), st.integers(1, 3), st.integers(1, 7), st.randoms(use_true_random=False))
+def test_timed_cells_are_alone_on_their_device_and_the_others_share_the_room(cells, gpus, jobs, random):
+    board = Board(cells)
+    board.devices = spread([f"cuda:{index}" for index in range(gpus)], jobs)
+    board.open()
+    while True:
+        while key := board.take():
+            assert key in next(device for device in board.devices if device.name == board.device(key)).cells
+        for device in board.devices:
+            timed = [key for key in device.cells if board.cells[key].timed]
+            assert len(device.cells) <= (1 if timed else device.room)
+        assert board.running == set().union(*(device.cells for device in board.devices))
+        ready = [cell for cell in cells if board.state[cell.key] == "planned" and all_done(board, cell)]
+        if not all(device.cells for device in board.devices):
+            assert not ready  # no device is idle while there is work
+        if not board.running:
+            break
+        board.done(random.choice(sorted(board.running)))
+    assert board.counts["ok"] == len(cells)
+
+
+def all_done(board, cell):
+    return all(board.state[other] in DONE for other in cell.inputs.values())
 
 
 @given(plans(), st.randoms(use_true_random=False))

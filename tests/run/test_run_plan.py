@@ -248,12 +248,6 @@ def test_unknown_device_and_executor_are_user_errors(store):
         run([], store, executor="locl")
 
 
-def test_a_device_that_is_not_here_is_a_readable_failure(store):
-    summary = run([fakes.cell("number", value=1)], store, device="cuda:77")
-    assert summary.failures[0][1] == "failed"
-    assert summary.failures[0][2].startswith("device 'cuda:77' is not available")
-
-
 # ------------------------------------------------------------------------------------ damage and other runners
 
 

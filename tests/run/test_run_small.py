@@ -102,7 +102,9 @@ def cells(count):
 
 def test_time_left_follows_the_weights():
     made = cells(4)  # weights 1, 2, 3, 4
-    tally = Tally(made, jobs=2)
+    tally = Tally(made)
+    for one in made[:2]:  # two at once
+        tally.note(Event(one, "running"))
     assert tally.time_left() is None
     tally.note(Event(made[3], "cached"))
     assert tally.time_left() is None
@@ -117,7 +119,7 @@ def test_time_left_follows_the_weights():
 def test_lines_for_logs():
     out = io.StringIO()
     made = cells(3)
-    show = Lines(made, 1, out)
+    show = Lines(made, out)
     show(Event(made[0], "cached"))
     show(Event(made[1], "running"))
     show(Event(made[1], "running", progress=Progress("k", 1, 10)))  # too soon after the last line
@@ -136,7 +138,7 @@ def test_screen_shows_running_cells_and_failures():
     made = cells(3)
     made[1].label = "dm [/red] ipc=1"  # not markup
     console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system=None)
-    screen = Screen(made, 1, console)
+    screen = Screen(made, console)
     screen(Event(made[0], "failed", "why"))
     screen(Event(made[1], "running", progress=Progress("k", 3, 10, "inner [loop]")))
     console.print(screen)
