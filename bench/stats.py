@@ -113,10 +113,10 @@ def _difference(mean: float, std: float | None, n: int, error: float | None, df:
     """Return a mean difference with interval and p from its standard error; without one they are None."""
     if error is None:
         return Paired(mean, std, n, None, None, None)
-    from scipy import stats
+    from scipy.special import stdtr  # Student's t, in a tenth of the time that importing scipy.stats takes
 
-    half = float(stats.t.ppf((1 + LEVEL) / 2, df)) * error
-    p = float(2 * stats.t.sf(abs(mean) / error, df)) if error else float(mean == 0)
+    half = _quantile(df) * error
+    p = float(2 * stdtr(df, -abs(mean) / error)) if error else float(mean == 0)
     return Paired(mean, std, n, mean - half, mean + half, p)
 
 
@@ -127,8 +127,13 @@ def _interval(observed: np.ndarray) -> tuple[float, float | None, int, float | N
     mean, n = float(observed.mean()), int(observed.size)
     if n == 1:
         return mean, None, n, None, None
-    from scipy import stats
-
     std = float(observed.std(ddof=1)) if np.ptp(observed) else 0.0  # equal values: not what rounding makes of them
-    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * std / n**0.5
+    half = _quantile(n - 1) * std / n**0.5
     return mean, std, n, mean - half, mean + half
+
+
+def _quantile(df: float) -> float:
+    """Return the two-sided quantile of Student's t at `LEVEL`."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(df, (1 + LEVEL) / 2))

@@ -12,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 STYLES = {"ok": "green", "cached": "green", "failed": "red", "diverged": "red", "oom": "red", "killed": "red"}
+REASONS = 200
+"""Most cells that are listed with what kept them from a result."""
 console = Console(soft_wrap=False)
 
 
@@ -62,11 +64,18 @@ def print_states(rows: Sequence[Mapping[str, Any]]) -> None:
     for kind in dict.fromkeys(str(row["kind"]) for row in rows):
         table.add_row(kind, *(str(counts[kind, state] or "") for state in states))
     console.print(table)
-    for row in rows:
-        if row["reason"]:
-            console.print(
-                Text(f"{row['state']}: {row['label']}: {row['reason']}", style=STYLES.get(str(row["state"]), ""))
-            )
+    _print_reasons([(str(row["state"]), str(row["label"]), str(row["reason"])) for row in rows if row["reason"]])
+
+
+def _print_reasons(cells: Sequence[tuple[str, str, str]]) -> None:
+    """Print (state, label, reason) of cells, those that failed themselves first where there are too many for all."""
+    own = sorted(cells, key=lambda cell: cell[0] == "skipped") if len(cells) > REASONS else cells
+    for state, label, reason in own[:REASONS]:
+        console.print(Text(f"{state}: {label}: {reason}", style=STYLES.get(state, "yellow")))
+    left = Counter(state for state, _, _ in own[REASONS:])
+    if left:
+        more = ", ".join(f"{count} {state}" for state, count in sorted(left.items()))
+        console.print(f"and more: {more}; `ddbench status` and `ddbench plan` list all with --json", highlight=False)
 
 
 def print_summary(summary: Any, folder: Path, tables: str = "accuracy*.md") -> None:
@@ -74,9 +83,8 @@ def print_summary(summary: Any, folder: Path, tables: str = "accuracy*.md") -> N
     for table in sorted((folder / "tables").glob(tables)):
         console.print(Text(table.read_text().rstrip()))
         console.print()
-    for cell, state, reason in summary.failures:
-        if not reason.startswith("because "):  # cells that only lack the result of one named here anyway
-            console.print(Text(f"{state}: {cell.label}: {reason}", style=STYLES.get(state, "yellow")))
+    own = [one for one in summary.failures if not one[2].startswith("because ")]  # others lack a result of these
+    _print_reasons([(state, cell.label, reason) for cell, state, reason in own])
     counts = ", ".join(f"{count} {state}" for state, count in sorted(summary.counts.items()))
     console.print(f"{counts}; {summary.seconds:.1f} s", highlight=False)
     console.print(Text(f"report: {folder / 'report.html'}"), soft_wrap=True)

@@ -4,7 +4,7 @@
     load(out)         -> the same numbers as pandas frames
     up_to_date(out)   -> whether report.html was made from what the folder holds now
 
-Everything is derived from suite.json, records.jsonl, states.jsonl and the stored cells: nothing here measures. The
+Everything is derived from the files of `bench.run.outputs` and the stored cells: nothing here measures. The
 heavy libraries are imported inside the functions, so that a cached `ddbench run` pays for none of them.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "picture", "up_to_date", "write"]
 
-INPUTS = ("suite.json", "records.jsonl", "states.jsonl")
+INPUTS = ("suite.json", "records.jsonl", "states.jsonl", "environment.jsonl")
 PUBLISHED = Path(bench.__file__).parents[1] / "results" / "published"
 
 
@@ -61,8 +61,11 @@ def fingerprint(out: Path, reference: Path | None = None) -> str:
     sources = [path for path in Path(__file__).parent.rglob("*") if path.suffix in (".py", ".j2", ".css", ".js")]
     inputs = [out / name for name in INPUTS] + ([Path(reference)] if reference else [])
     for path in [*sorted(sources), *sorted(PUBLISHED.glob("*")), *inputs]:
-        content = path.read_bytes() if path.is_file() else b"absent"
-        digest.update(f"{path.name}:{len(content)}:".encode() + content)
+        there = path.is_file()
+        digest.update(f"{path.name}:{path.stat().st_size if there else 'absent'}:".encode())
+        if there:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 

@@ -38,8 +38,8 @@ def summary(results: Results, evaluator: str) -> pd.DataFrame:
     """
     if evaluator in results.summaries:
         return results.summaries[evaluator]
-    records = results.records
-    final = (records["evaluator"] == evaluator) & (records["metric"] == "accuracy") & records["step"].isna()
+    records = results.of(evaluator)
+    final = (records["metric"] == "accuracy") & records["step"].isna()
     # flags first: a column assigned to an empty frame would bring all its rows back
     flagged = records.assign(flag=records["tags"].str.contains("diverged=1", regex=False))[final]
     results.summaries[evaluator] = summarise(flagged, [*MADE, *WHERE]).rename(columns={"flagged": "diverged"})

@@ -322,8 +322,8 @@ def _made(results: Results, key: Sequence[str]) -> list[str]:
 
 def _laid_out(results: Results, evaluator: str, layout: Layout) -> list[Sheet]:
     """Return the tables of one layout: one per dataset, way of making the networks, and tags it does not name."""
-    records = results.records
-    records = records[(records["evaluator"] == evaluator) & records["step"].isna()]
+    records = results.of(evaluator)
+    records = records[records["step"].isna()]
     lost = records[records["metric"] == layout.missing] if layout.missing else records[:0]
     measured, chosen = _chosen(_with_tags(records[records["metric"].isin(list(layout.metrics))], layout), layout)
     found_sheets = []

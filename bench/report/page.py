@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import pandas as pd
 
 import bench
 from bench.report import accuracy, claims, cost, measures, published, results, table
@@ -20,6 +21,8 @@ from bench.report.results import DONE, Results, rows_of
 from bench.run.atomic import atomic_write
 
 FILE = "report.html"
+TROUBLES = 500
+"""Most cells that are listed with what kept them from a result, those that failed themselves first."""
 
 
 def write(out: Path, reference: Path | None, stamp: str, *, pictures: bool = True) -> Path:
@@ -39,7 +42,9 @@ def write(out: Path, reference: Path | None, stamp: str, *, pictures: bool = Tru
     for one in (one for tables in groups.values() for one in tables):
         table.write(one, out / "tables")
     figures, sets = _pictures(run, out) if pictures else ([], [])
-    done, template = run.states[run.states["state"].isin(DONE)], templates().get_template("report.html.j2")
+    bad = run.states[~run.states["state"].isin(DONE)]
+    listed = bad.loc[(bad["state"] == "skipped").sort_values(kind="stable").index[:TROUBLES]].sort_index()
+    template = templates().get_template("report.html.j2")
     page = template.render(
         stamp=stamp,
         run=run,
@@ -48,8 +53,9 @@ def write(out: Path, reference: Path | None, stamp: str, *, pictures: bool = Tru
         figures=figures,
         sets=sets,
         counts=Counter(run.states["state"]),
-        troubles=_troubles(run),
-        environment=environment(run.out, done["key"]),
+        troubles=_troubles(run, listed),
+        more=Counter(bad["state"]) - Counter(listed["state"]),
+        environment=environment(run.environments),
         reference=remark,
     )
     with atomic_write(out / FILE, "w") as file:
@@ -106,25 +112,28 @@ def _pictures(run: Results, out: Path) -> tuple[list[dict[str, str]], list[dict[
     return figures, sets
 
 
-def _troubles(run: Results) -> list[dict[str, Any]]:
-    """Return every cell that is not done, with the reason and a link to what is left of it."""
+def _troubles(run: Results, cells: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return cells that are not done, each with the reason and links to what is left of it."""
+    logs: dict[str, list[str]] = {}
+    for path in sorted(run.out.glob("slurm/*/*.log")):
+        logs.setdefault(path.stem, []).append(str(path.relative_to(run.out)))
     rows = []
-    for row in rows_of(run.states[~run.states["state"].isin(DONE)]):
+    for row in rows_of(cells):
         work = f"work/{row.key}" if row.state != "skipped" else ""
         places = [place for place in (f"failed/{row.key}.json", work) if place and (run.out / place).exists()]
-        places += [str(path.relative_to(run.out)) for path in sorted(run.out.glob(f"slurm/*/{row.key}.log"))]
+        places += logs.get(row.key, [])
         word, cause = run.cause(row.key)
         reason = row.reason if row.reason or word == row.state else f"{word}: {cause}"
         rows.append({"cell": row.cell, "state": row.state, "reason": reason, "places": places})
     return rows
 
 
-def environment(out: Path, keys: Iterable[str]) -> list[tuple[str, str]]:
-    """Return what finished cells say of where they were computed; different answers with their counts."""
+def environment(found: Iterable[tuple[int, dict[str, Any]]]) -> list[tuple[str, str]]:
+    """Return what (cells, provenance) say of where cells were computed; different answers with their counts."""
     answers: dict[str, Counter[str]] = {}
-    for key in keys:
-        for name, value in _flat(results.stored(out, key).get("provenance", {})):
-            answers.setdefault(name, Counter())[value] += 1
+    for cells, provenance in found:
+        for name, value in _flat(provenance):
+            answers.setdefault(name, Counter())[value] += cells
     texts = []
     for name, counter in answers.items():
         several = len(counter) > 1

@@ -16,7 +16,7 @@ import pandas as pd
 
 from bench.report import page
 from bench.report.leaderboard import Place, place_of
-from bench.report.results import DONE, Results, rows_of, stored
+from bench.report.results import DONE, Results, environments, rows_of, stored
 from bench.report.table import percent, significant
 
 POINTS = 200
@@ -130,7 +130,7 @@ class Places:
             ("seeds", ", ".join(map(str, seeds))),
             ("distilled with", ", ".join(distilled)),
             ("sha256 of the data", ", ".join(data)),
-            *page.environment(self.results.out, [row.key for row in rows]),
+            *page.environment(environments(self.results.out, [row.key for row in rows])),
         ]
         return [(name, text) for name, text in facts if text]
 

@@ -1,6 +1,6 @@
-"""The files a run leaves for people and reports: suite.json, records.jsonl, states.jsonl.
+"""The files a run leaves for people and reports: suite.json, records.jsonl, states.jsonl, environment.jsonl.
 
-All three are derived from the plan and the store and can be made again at any time. Lines are in the order of the
+All are derived from the plan and the store and can be made again at any time. Lines are in the order of the
 plan, so that equal results give equal files whatever order the cells ended in; a file whose content would not change
 is not touched.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,16 @@ def state_line(cell: Any, state: str, reason: str, seconds: float | None) -> str
             "seconds": seconds,
         }
     )
+
+
+def environment_lines(provenances: Iterable[str]) -> Iterator[str]:
+    """Yield the lines of environment.jsonl: how many cells were computed in each of the environments that occur.
+
+    provenances: of the finished cells in the order of the plan, as JSON. Who opens the run later need not open every
+    cell.
+    """
+    for provenance, count in Counter(provenances).items():
+        yield f'{{"cells": {count}, "provenance": {provenance}}}'
 
 
 def write_changed(path: Path, lines: Iterable[str]) -> None:

@@ -10,7 +10,9 @@ Torch-free: a run with nothing to do costs the reading of its results.
 from __future__ import annotations
 
 import itertools
+import json
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -75,7 +77,7 @@ def run_plan(
     progress: bool = True,
     on_event: Callable[[Event], None] | None = None,
 ) -> RunSummary:
-    """Compute what `store` lacks of `plan` and write suite.json, records.jsonl and states.jsonl into its root.
+    """Compute what `store` lacks of `plan` and write the files of `bench.run.outputs` into its root.
 
     jobs: cells at once; default: one per core on a CPU, one per GPU. device: see `bench.run.devices`. options: of the
     executor, see `bench.run.slurm.Options`. timeout: seconds per cell; default: the suite's limit. progress: show it.
@@ -141,6 +143,7 @@ class _Runner:
         self._begin = time.monotonic()
         self._seconds: dict[str, float] = {}
         self._records: dict[str, bytes] = {}
+        self._environments: dict[str, str] = {}
         self._elsewhere: dict[str, Any] = {}  # claimed by others: key -> the failure known when we began to wait
         self._damaged: Counter[str] = Counter()
         self._write_at = 0.0
@@ -275,6 +278,7 @@ class _Runner:
         self._seconds[key] = result["seconds"]
         if lines := outputs.record_lines(self.plan, cell, result):
             self._records[key] = outputs.packed(lines)
+        self._environments[key] = sys.intern(json.dumps(result.get("provenance", {})))
         self.board.done(key, state)
         self._tell(Event(cell, state, seconds=result["seconds"]))
         return True
@@ -334,7 +338,7 @@ class _Runner:
             listener(event)
 
     def _write(self) -> None:
-        """Bring records.jsonl and states.jsonl up to date."""
+        """Bring records.jsonl, states.jsonl and environment.jsonl up to date."""
         begin = time.monotonic()
         board = self.board
         kept = (self._records[cell.key] for cell in self.plan.cells if cell.key in self._records)
@@ -346,6 +350,8 @@ class _Runner:
         left = (outputs.state_line(cell, "skipped", cell.skip, None) for cell in self.plan.skipped)
         self._leave("records.jsonl", records)
         self._leave("states.jsonl", itertools.chain(rows, left))
+        finished = (self._environments[cell.key] for cell in self.plan.cells if board.state[cell.key] in DONE)
+        self._leave("environment.jsonl", outputs.environment_lines(finished))
         now = time.monotonic()
         self._write_at = now + max(WRITE_SECONDS, 20 * (now - begin))  # at most a twentieth of the time goes here
 

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ import bench.report
 from bench.api import DistilledSet, Header
 from bench.distilled import save
 from bench.errors import UserError
+from bench.report import results
+from bench.report.page import environment
 
 
 @pytest.fixture(scope="module")
@@ -99,11 +102,34 @@ def test_every_cell_that_did_not_end_well_is_listed_with_its_reason(text, folder
     assert "<failure>" not in text
 
 
+def test_of_too_many_cells_those_that_failed_themselves_are_listed_and_the_others_counted(tmp_path, monkeypatch):
+    out = make_run(tmp_path)
+    states = Counter(json.loads(line)["state"] for line in (out / "states.jsonl").read_text().splitlines())
+    own = sum(count for state, count in states.items() if state not in ("ok", "skipped"))
+    monkeypatch.setattr("bench.report.page.TROUBLES", own + 1)
+    page = bench.report.write(out, pictures=False).read_text()
+    section = page[page.index('id="states"') : page.index('id="environment"')]
+    listed = Counter(re.findall(r'<td class="state">(\w+)</td>', section))
+    assert listed == {**{state: count for state, count in states.items() if state != "ok"}, "skipped": 1}
+    assert f"And more: {states['skipped'] - 1} skipped." in section
+    assert 'href="states.jsonl"' in section
+
+
 def test_the_environment_is_that_of_the_cells(text):
     section = text[text.index('id="environment"') :]
     assert "<dt>torch</dt><dd>9.9</dd>" in section
     assert "Made &lt;Up&gt;" in section
     assert "<dt>dirty</dt><dd>no</dd>" in section
+
+
+def test_where_the_runner_has_counted_environments_no_cell_is_opened(tmp_path, monkeypatch):
+    run = results.load(make_run(tmp_path))
+    done = int((run.states["state"] == "ok").sum())
+    monkeypatch.setattr(results, "stored", lambda out, key: {"provenance": {"torch": "read"}})
+    told = [{"cells": 2, "provenance": {"torch": "1.0"}}, {"cells": done - 2, "provenance": {"torch": "1.1"}}]
+    for rows, words in ((told, f"1.1 ({done - 2} cells); 1.0 (2 cells)"), (told[:1], "read"), ([], "read")):
+        (tmp_path / "environment.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        assert environment(results.load(tmp_path).environments) == [("torch", words)]
 
 
 def test_links_to_what_failed_cells_left_behind(tmp_path):

@@ -100,3 +100,5 @@ def test_a_run_takes_little_time_and_memory_per_cell(suite, tmp_path, monkeypatc
     assert peak / len(plan.cells) < BYTES
     assert {state for _, state, _ in states(plan, store)} == {"cached"}
     assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 16 * 2 * 6 * SEEDS
+    (environment,) = (tmp_path / "environment.jsonl").read_text().splitlines()
+    assert json.loads(environment)["cells"] == len(plan.cells)
