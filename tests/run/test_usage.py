@@ -25,7 +25,8 @@ def test_seconds_and_cpu_seconds_are_those_of_the_clocks():
     assert set(found["calibration"]) == {"version", "seconds", "cpu_seconds"}
 
 
-def test_short_cells_are_not_calibrated():
+def test_short_cells_are_not_calibrated(monkeypatch):
+    monkeypatch.setattr(usage, "SHORT", 60.0)  # this process may have to wait for a core
     assert usage.Meter("cpu").read()["calibration"] is None
 
 
@@ -51,7 +52,8 @@ def test_a_calibration_that_fails_costs_no_result(monkeypatch):
 
 
 @pytest.mark.parametrize("executor", ["local", "inline"])
-def test_results_carry_it(tmp_path, executor):
+def test_results_carry_it(tmp_path, executor, monkeypatch):
+    monkeypatch.setattr(usage, "SHORT", 60.0)  # in this process: a short cell may have to wait for a core
     cell = (
         fakes.cell("stepwise", name="a", start=0.3, steps=3, block=9, seconds=0.1)
         if executor == "local"

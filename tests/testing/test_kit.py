@@ -136,9 +136,7 @@ def test_a_method_that_breaks_a_rule(name, words):
     assert words in complaint(check_method, f"{MODULE}:{name}")
 
 
-@pytest.mark.parametrize(
-    ("name", "words"), [("Slow", "computes for 0.2 seconds, 0.1 are allowed"), ("Endless", "of 1000000000")]
-)
+@pytest.mark.parametrize(("name", "words"), [("Slow", " seconds, 0.1 are allowed"), ("Endless", "of 1000000000")])
 def test_a_method_that_takes_too_long(name, words, monkeypatch):
     monkeypatch.setattr("bench.testing.methods.limit", lambda device: 0.1)
     text = complaint(check_method, f"{MODULE}:{name}")
