@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection, wait
 from types import ModuleType
 from typing import Any, Protocol
 
+from bench.errors import UserError
 from bench.registry import Registry
 from bench.run import child, failures
 from bench.run.job import Job, Outcome, Progress
@@ -39,6 +40,10 @@ EXECUTORS = Registry(
 )
 GRACE = 2.0
 """Seconds a cell has for a last checkpoint after it was asked to stop."""
+START_SECONDS = 10.0
+"""Seconds for which it is tried again to start a process."""
+_starting = threading.RLock()
+"""Held where a process starts, which changes what belongs to all threads."""
 
 Emit = Callable[[Progress], None]
 
@@ -123,21 +128,29 @@ class Local:
     def start(self) -> None:
         """Start the fork server; it imports torch while the runner goes on."""
         self._context.set_forkserver_preload(list(self.preload))
-        with _ctrl_c_ignored(), _one_thread():
+        with _starting, _ctrl_c_ignored(), _one_thread():
             forkserver.ensure_running()
 
     def submit(self, job: Job) -> None:
         """Start a process for the cell."""
         receiver, sender = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=child.main, args=(job, sender), name=f"ddbench {job.key}")
-        with _main_hidden():
-            try:
-                process.start()
-            except (OSError, EOFError):  # the fork server was killed; the next call starts another one
-                process = self._context.Process(target=child.main, args=(job, sender), name=process.name)
-                process.start()
+        with _starting, _main_hidden():
+            process = self._process(job, sender)
         sender.close()
         self._running[job.key] = _Running(job, process, receiver, time.monotonic())
+
+    def _process(self, job: Job, sender: Connection) -> Any:
+        """Start a process. Where the fork server was killed another one starts, as soon as the old one is gone."""
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            process = self._context.Process(target=child.main, args=(job, sender), name=f"ddbench {job.key}")
+            try:
+                process.start()
+                return process
+            except (OSError, EOFError) as error:
+                if time.monotonic() > deadline:
+                    raise UserError(f"no process can be started to compute a cell: {error}") from error
+                time.sleep(0.05)
 
     def wait(self, timeout: float) -> list[Outcome]:
         """Pass on progress, enforce time limits, and return the cells whose process ended."""

@@ -1,0 +1,45 @@
+"""Random disturbances of every kind: afterwards records and artifacts are those of an undisturbed run, bit for bit.
+
+A handful of trials, or as many as DDBENCH_FAULT_TRIALS says; trial 17 alone:
+
+    DDBENCH_FAULT_TRIALS=18 pytest "tests/faults/test_durability.py::test_trial[17]"
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import fault_driver
+import pytest
+from campaign import Campaign
+
+TRIALS = int(os.environ.get("DDBENCH_FAULT_TRIALS", "3"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    campaign = Campaign(tmp_path_factory.mktemp("undisturbed"))
+    records = campaign.finish()
+    assert {len(turns) for turns in campaign.turns().values()} == {1}
+    return records, fault_driver.hashes(campaign.store)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of 2 MB, or None where this user may not mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(folder)], capture_output=True).returncode:
+        yield None
+        return
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("seed", range(TRIALS))
+def test_trial(tmp_path, disk, undisturbed, seed):
+    trial = fault_driver.Trial(tmp_path, seed, disk if seed % 2 else None)
+    found = trial.run()
+    print(f"trial {seed}: {' '.join(trial.done)}")
+    assert found == undisturbed, trial.done
