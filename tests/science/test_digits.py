@@ -31,7 +31,7 @@ def run(folder: Path, methods: list[str], seeds: int) -> dict[str, stats.Summary
     }
     (folder / "science.yaml").write_text(yaml.safe_dump(small))
     plan = suite.plan(suite.load(folder / "science.yaml"))
-    summary = run_plan(plan, Store(folder), executor="inline", progress=False)
+    summary = run_plan(plan, Store(folder), progress=False)
     assert summary.exit_code == 0, summary.failures
     records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
     found = {}

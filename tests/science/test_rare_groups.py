@@ -43,7 +43,7 @@ def rare(tmp_path_factory):
         "evaluators": [{"name": "subgroup", "params": {"families": ["given"]}}],
     }
     (folder / "rare.yaml").write_text(yaml.safe_dump(spec))
-    summary = run_plan(suite.plan(suite.load(folder / "rare.yaml")), Store(folder), executor="inline", progress=False)
+    summary = run_plan(suite.plan(suite.load(folder / "rare.yaml")), Store(folder), progress=False)
     assert summary.exit_code == 0, summary.failures
     records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
     return [r for r in records if r["metric"] == "group_accuracy" and r["tags"]["group"] == "1"]
