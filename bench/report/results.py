@@ -109,8 +109,8 @@ class Results:
         return state, reason
 
     @cached_property
-    def _rows(self) -> dict[str, Any]:
-        return self.records.groupby("evaluator", sort=False).indices
+    def _rows(self) -> dict[Any, Any]:
+        return dict(self.records.groupby("evaluator", sort=False).indices)
 
     def of(self, evaluator: str) -> pd.DataFrame:
         """Return the records of an evaluator."""

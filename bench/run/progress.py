@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -15,60 +15,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from bench.run.tally import Happening, Tally
+
 SHOWN = 12
 """Most running cells that are shown, one line each."""
 QUIET = 30.0
 """Seconds between two lines about the progress of one cell where there is no live display."""
-FINAL = frozenset({"ok", "cached", "failed", "diverged", "oom", "timeout", "killed", "skipped"})
-
-
-class Happening(Protocol):
-    """What the displays read of `bench.run.scheduler.Event`."""
-
-    cell: Any
-    state: str
-    reason: str
-    seconds: float | None
-    progress: Any
-
-
-class Tally:
-    """How far a run is, and how long the rest will take, judged by the weights of the cells.
-
-    As many cells are expected to run at once as have been seen to.
-    """
-
-    def __init__(self, cells: Sequence[Any]) -> None:
-        self.total = len(cells)
-        self._running: set[str] = set()
-        self._at_once = 1
-        self.finished: set[str] = set()
-        self.failed = 0
-        self._left = sum(float(cell.weight) for cell in cells)
-        self._seconds = self._computed = 0.0
-
-    def note(self, event: Happening) -> None:
-        """Take an event into account."""
-        key = event.cell.key
-        (self._running.add if event.state == "running" else self._running.discard)(key)
-        self._at_once = max(self._at_once, len(self._running))
-        if event.state == "damaged" and key in self.finished:  # it will be computed again
-            self.finished.discard(key)
-            self._left += float(event.cell.weight)
-        if event.state not in FINAL or key in self.finished:
-            return
-        self.finished.add(key)
-        self._left -= float(event.cell.weight)
-        self.failed += event.state not in ("ok", "cached")
-        if event.state == "ok" and event.seconds is not None:
-            self._computed += float(event.cell.weight)
-            self._seconds += event.seconds
-
-    def time_left(self) -> float | None:
-        """Return the expected seconds until the end, None while nothing has been computed."""
-        if self._computed <= 0:
-            return None
-        return max(0.0, self._left) * self._seconds / self._computed / self._at_once
 
 
 class Lines:

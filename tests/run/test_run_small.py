@@ -16,7 +16,7 @@ from bench.api import Measure
 from bench.errors import Diverged, MissingData, UserError
 from bench.run import Event, failures, outputs, provenance, worker
 from bench.run.job import Progress
-from bench.run.progress import Lines, Screen, Tally, duration
+from bench.run.progress import Lines, Screen, duration
 
 
 def raised(action):
@@ -98,22 +98,6 @@ def test_left_out_cells_are_listed_with_their_reason(tmp_path):
 
 def cells(count):
     return [fakes.cell("number", value=value, weight=float(value + 1)) for value in range(count)]
-
-
-def test_time_left_follows_the_weights():
-    made = cells(4)  # weights 1, 2, 3, 4
-    tally = Tally(made)
-    for one in made[:2]:  # two at once
-        tally.note(Event(one, "running"))
-    assert tally.time_left() is None
-    tally.note(Event(made[3], "cached"))
-    assert tally.time_left() is None
-    tally.note(Event(made[1], "ok", seconds=10.0))
-    assert tally.time_left() == pytest.approx((1 + 3) * 10 / 2 / 2)
-    tally.note(Event(made[3], "damaged", "why"))
-    assert tally.time_left() == pytest.approx((1 + 3 + 4) * 10 / 2 / 2)
-    tally.note(Event(made[0], "failed", "why"))
-    assert (len(tally.finished), tally.failed) == (2, 1)
 
 
 def test_lines_for_logs():
