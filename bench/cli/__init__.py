@@ -8,10 +8,12 @@ and named in one line.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import traceback
 import warnings
+from typing import Any
 
 import typer
 
@@ -82,6 +84,8 @@ def main() -> None:
     if "" not in sys.path:  # the installed script: `module:attribute` in a suite may be a file beside the user
         sys.path.append(os.getcwd())
     warnings.formatwarning = _warning
+    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_DFL):
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
     except UserError as error:
@@ -97,6 +101,15 @@ def main() -> None:
             traceback.print_exc(file=log)
         _complain(f"internal error: {type(error).__name__}: {error}\nThis is a defect of ddbench. Details: {log.name}")
         sys.exit(70)
+    finally:
+        if signal.getsignal(signal.SIGINT) is _interrupt:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    """End on Ctrl-C, and at once on the next one: what is in the store is whole at any moment."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise KeyboardInterrupt
 
 
 def _warning(

@@ -80,8 +80,8 @@ def run_plan(
     """Compute what `store` lacks of `plan` and write the files of `bench.run.outputs` into its root.
 
     jobs: cells at once; default: one per core on a CPU, one per GPU. device: see `bench.run.devices`. options: of the
-    executor, see `bench.run.slurm.Options`. timeout: seconds per cell; default: the suite's limit. progress: show it.
-    on_event: called for each `Event`.
+    executor, see `bench.run.slurm.Options`; Ray has `address`. timeout: seconds per cell; default: the suite's limit.
+    progress: show it. on_event: called for each `Event`.
 
     Raises `UserError` for a device or executor that does not exist, or a device that is needed and not here, and
     `KeyboardInterrupt` after SIGINT or SIGTERM, when the running cells have had a moment for a last checkpoint and
@@ -90,7 +90,7 @@ def run_plan(
     devices.check(device)
     make = EXECUTORS.get(executor)
     if options and executor in ("local", "inline"):
-        raise UserError(f"executor {executor!r} has no options", hint="--executor slurm has")
+        raise UserError(f"executor {executor!r} has no options", hint="--executor slurm and ray have")
     made = {"options": options} if options else {}
     timeout = timeout or plan.suite.spec.limits.seconds
     with _display(progress, plan) as show:
@@ -374,6 +374,8 @@ class _Runner:
 
         def wish(signum: int, frame: Any) -> None:
             self.interrupts += 1
+            if self.interrupts > 1:  # and the third one ends this process as it stands
+                signal.signal(signum, signal.SIG_DFL)
             if self._submitting or self.interrupts > 1:
                 raise KeyboardInterrupt
 
