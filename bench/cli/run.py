@@ -22,6 +22,7 @@ class Executor(enum.StrEnum):
     local = "local"
     inline = "inline"
     slurm = "slurm"
+    ray = "ray"
 
 
 def command(
@@ -32,7 +33,7 @@ def command(
     device: options.Device = "auto",
     jobs: options.Jobs = None,
     executor: Annotated[
-        Executor, typer.Option("--executor", help="local: a fresh process per cell; inline: this process; slurm.")
+        Executor, typer.Option("--executor", help="local: a fresh process per cell; inline: this process; slurm; ray.")
     ] = Executor.local,
     slurm: Annotated[
         list[str] | None,
@@ -41,6 +42,14 @@ def command(
             metavar="KEY=VALUE",
             help="For --executor slurm, also repeated: partition, time (minutes of a job), warning (seconds before its "
             "end), cpus, gpus, memory, pack (minutes of short cells in a job), cells, requeues, sbatch (arguments).",
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            help="For --executor ray: auto (a cluster this machine belongs to), or host:port of its head; default: "
+            "$RAY_ADDRESS, else auto, else a cluster of this machine alone.",
         ),
     ] = None,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first cell that fails.")] = False,
@@ -64,12 +73,21 @@ def command(
             devices.here(device, jobs)  # what the run would complain about
         screen.print_plan(plan, found)
         raise typer.Exit
+    given = executor_options(executor, slurm, address)
     summary = bench.run.run_plan(
-        plan, store, jobs=jobs, device=device, executor=executor.value, options=pairs(slurm), fail_fast=fail_fast
+        plan, store, jobs=jobs, device=device, executor=executor.value, options=given, fail_fast=fail_fast
     )
     write_report(folder, reference)
     screen.print_summary(summary, folder)
     raise typer.Exit(summary.exit_code)
+
+
+def executor_options(executor: Executor, slurm: list[str] | None, address: str | None) -> dict[str, str]:
+    """Return what is said for an executor. Raises `UserError` where it is another one's."""
+    for option, given, whose in (("--slurm", slurm, Executor.slurm), ("--address", address, Executor.ray)):
+        if given and executor is not whose:
+            raise UserError(f"{option} is for --executor {whose.value}", hint=f"this run is on {executor.value}")
+    return {"address": address} if address else pairs(slurm)
 
 
 def pairs(words: list[str] | None) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 `local` gives every cell a fresh process, forked from a server that has imported torch once: nothing that ran before
 can leak into a cell, peak memory is the cell's own, and a crash hurts one cell. `inline` computes in this process,
-for debuggers. `slurm` (bench.run.slurm) sends cells to a cluster.
+for debuggers. `slurm` (bench.run.slurm) and `ray` (bench.run.ray) send cells to a cluster.
 
 Torch-free in the runner.
 """
@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver
@@ -35,6 +35,7 @@ EXECUTORS = Registry(
         "local": "bench.run.executors:Local",
         "inline": "bench.run.executors:Inline",
         "slurm": "bench.run.slurm:Slurm",
+        "ray": "bench.run.ray:Ray",
     },
     "ddbench.executors",
 )
@@ -52,7 +53,7 @@ class Executor(Protocol):
     """Starts cells; made with the number of cells at once, where the user says it, and a function that takes progress.
 
     A class may have `devices`, which is called after `start` in place of `bench.run.devices.here`, and `grace`, the
-    seconds in which `stop` should end; one that is made with `options` as well takes `--slurm KEY=VALUE`.
+    seconds in which `stop` should end; one that is made with `options` as well takes `--slurm KEY=VALUE`, `--address`.
     """
 
     def start(self) -> None:
@@ -230,6 +231,23 @@ class Local:
         if running.stop_at is None:
             running.stop_at = time.monotonic() + self.grace
             running.process.terminate()
+
+
+def follow(local: Local, job: Job, asked: Sequence[int]) -> Iterator[Outcome | None]:
+    """Compute one cell; yield None several times a second, and its outcome at the end.
+
+    asked: has something in it as soon as the cell should stop.
+    """
+    local.submit(job)
+    stopped = False
+    while True:
+        if asked and not stopped:
+            local.stop()
+            stopped = True
+        if ended := local.wait(0.2):
+            yield ended[0]
+            return
+        yield None
 
 
 @contextmanager

@@ -114,6 +114,15 @@ def threads(job: Job) -> int:
     return int(job.config.get("threads", 1))
 
 
+def visible(job: Job) -> bool:
+    """Return whether the result of a cell, which another machine has published, can be seen from here."""
+    store = Store(job.root)
+    store.look_again(job.key)
+    with suppress(Damaged):
+        return store.result(job.key) is not None
+    return True
+
+
 class Rates:
     """Seconds per unit of weight of the cells that ended, by kind; kept in the store for the next run."""
 
@@ -384,11 +393,9 @@ class Slurm:
         job = sent.cells[key]
         outcome = Outcome(**json.loads((sent.folder / f"{key}.json").read_text()))
         now = time.monotonic()
-        if outcome.state == "ok" and now - sent.said.setdefault(key, now) < self.settle:  # by one clock, of one machine
-            Store(job.root).look_again(key)
-            with suppress(Damaged):
-                if Store(job.root).result(key) is None:
-                    return None
+        waited = now - sent.said.setdefault(key, now)  # by one clock, of one machine
+        if outcome.state == "ok" and waited < self.settle and not visible(job):
+            return None
         if outcome.state == "ok" and self._rates:
             self._rates.learn(job, outcome.seconds)
         return outcome

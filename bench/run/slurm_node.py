@@ -85,15 +85,11 @@ class Node:
     def _one(self, job: Any) -> Any:
         """Compute one cell in a process of its own and return its `Outcome`."""
         print(f"{job.key} {job.label}", flush=True)
-        self.local.submit(job)
-        stopped = False
-        while True:
-            if asked and not stopped:
-                self.local.stop()
-                stopped = True
-            for outcome in self.local.wait(0.2):
-                print(f"{job.key} {outcome.state} {outcome.reason}", flush=True)
-                return outcome
+        from bench.run.executors import follow
+
+        outcome = next(outcome for outcome in follow(self.local, job, asked) if outcome)
+        print(f"{job.key} {outcome.state} {outcome.reason}", flush=True)
+        return outcome
 
     def _give_up(self, job: Any, fresh: bool) -> None:
         """Fail a cell that cannot end: it had a whole job and keeps nothing to go on from, or had too many jobs."""

@@ -204,3 +204,20 @@ def threads(work: Work) -> dict[str, Any]:
     return {
         "measures": [measure(torch.get_num_threads(), "torch"), measure(int(os.environ["OMP_NUM_THREADS"]), "numpy")]
     }
+
+
+def kills_its_follower(work: Work) -> dict[str, Any]:
+    """Kill the process that started the fork server: the worker of a cluster that follows this cell."""
+    import psutil
+
+    psutil.Process().parent().parent().kill()
+    time.sleep(60)
+    return {}
+
+
+def visible_gpus(work: Work) -> dict[str, Any]:
+    """Measure the number of the GPU that a cluster leaves visible, and who follows this cell."""
+    import psutil
+
+    follower = psutil.Process().parent().parent().pid
+    return {"measures": [measure(int(os.environ["CUDA_VISIBLE_DEVICES"]), "gpu"), measure(follower, "follower")]}
