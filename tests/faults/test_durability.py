@@ -8,11 +8,14 @@ A handful of trials, or as many as DDBENCH_FAULT_TRIALS says; trial 17 alone:
 from __future__ import annotations
 
 import os
+import random
 import subprocess
+import time
 
 import fault_driver
+import fault_runner
 import pytest
-from campaign import Campaign
+from campaign import PATIENCE, Campaign
 
 TRIALS = int(os.environ.get("DDBENCH_FAULT_TRIALS", "3"))
 
@@ -43,3 +46,23 @@ def test_trial(tmp_path, disk, undisturbed, seed):
     found = trial.run()
     print(f"trial {seed}: {' '.join(trial.done)}")
     assert found == undisturbed, trial.done
+
+
+@pytest.mark.parametrize("locks", [True, False], ids=["one machine", "two machines without common locks"])
+@pytest.mark.parametrize("seed", range(max(1, TRIALS // 20)))
+def test_two_runners_compute_every_cell_once(tmp_path, undisturbed, seed, locks):
+    """Every step of every cell stands in the journal once, done by one process."""
+    campaign, chance = Campaign(tmp_path), random.Random(seed)
+    both = []
+    for machine in ("first", "second"):
+        both.append(campaign.start(**({} if locks else {"FAULT_MACHINE": machine})))
+        time.sleep(chance.choice([0, chance.uniform(0, 2)]))
+    for runner in both:
+        errors = runner.communicate(timeout=4 * PATIENCE)[1]
+        assert runner.returncode == 0, errors
+    assert (campaign.store.root / "records.jsonl").read_bytes() == undisturbed[0]
+    steps = list(range(1, fault_runner.STEPS + 1))
+    assert {name: [done for _, done in turns] for name, turns in campaign.turns().items()} == {
+        cell.config["params"]["name"]: [steps] for cell in fault_runner.plan().cells[:8]
+    }
+    assert fault_driver.hashes(campaign.store) == undisturbed[1]
