@@ -51,7 +51,7 @@ def _blocks(spec: NetSpec, shape: Shape, doubling: bool = False) -> tuple[list[n
             block["norm"] = norm_layer(norm, width, size)
         block["activation"] = ACTIVATIONS[spec.activation]()
         if spec.pooling != "none":
-            block["pooling"] = POOLINGS[spec.pooling or "avg"](2)
+            block["pooling"] = POOLINGS[spec.pooling or "avg"]()
             size = halved(size)
         blocks.append(nn.Sequential(block))
         channels = width

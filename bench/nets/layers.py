@@ -6,6 +6,9 @@ width) of a map.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +17,8 @@ from bench.api import NetSpec
 from bench.nets.spec import GROUPS, Norm
 
 Size = tuple[int, int]
+SMALL_MAP = 64
+"""Pixels of a map up to which a matrix product pools it faster."""
 
 
 class Network(nn.Module):
@@ -74,6 +79,33 @@ class BatchNorm(nn.Module):
         return f"{self.weight.shape[0]}, momentum={self.momentum}, eps={self.eps}"
 
 
+class AvgPool(nn.Module):
+    """Mean over 2 x 2 pixels with stride 2; an odd last row or column is dropped.
+
+    Torch's own kernel goes through a map value by value on a CPU. For small maps one matrix product with the weights
+    of every pixel takes a third of its time, forward and backward: 1.1 to 1.25 of the speed of a whole step on 8x8
+    images. Compilers fuse torch's own, and autocast would round the product.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return [n, c, h // 2, w // 2]."""
+        h, w = maps.shape[2:]
+        if h * w > SMALL_MAP or maps.device.type != "cpu" or torch.compiler.is_compiling() or _autocast():
+            return F.avg_pool2d(maps, 2)
+        return (maps.flatten(2) @ _pooling(h, w, maps.dtype)).unflatten(2, (h // 2, w // 2))
+
+
+def _autocast() -> bool:
+    return torch.is_autocast_enabled("cpu")
+
+
+@functools.cache
+def _pooling(h: int, w: int, dtype: torch.dtype) -> Tensor:
+    """Return the weight of every pixel in every mean, [h w, (h // 2) (w // 2)]."""
+    pixels = torch.eye(h * w, dtype=dtype).view(h * w, 1, h, w)
+    return F.avg_pool2d(pixels, 2).flatten(1)
+
+
 class Features(nn.Module):
     """A network whose output is its embedding, for `torch.func.functional_call`."""
 
@@ -92,7 +124,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "swish": nn.SiLU,
 }
-POOLINGS: dict[str, type[nn.Module]] = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}
+POOLINGS: dict[str, Callable[[], nn.Module]] = {"avg": AvgPool, "max": lambda: nn.MaxPool2d(2)}
 
 
 def norm_layer(kind: Norm, channels: int, size: Size | None = None, momentum: float = 0.1) -> nn.Module:

@@ -250,6 +250,7 @@ def _epochs(
             average.add(epoch)
         if on_epoch:
             on_epoch(epoch, average.handle if average else handle)
+    curve.close()
     if average:
         handle.params = average.handle.params
 
@@ -272,7 +273,9 @@ def _ordered(
         optimiser.param_groups[0]["lr"] = rate
         found.append(step(*data.gather(index.expand(handle.size, -1), None)))
         optimiser.step()
-    _Curve(handle).add(1, found)
+    curve = _Curve(handle)
+    curve.add(1, found)
+    curve.close()
     if on_epoch:
         on_epoch(1, handle)
 
@@ -301,12 +304,20 @@ class _Curve:
         self.losses: list[Tensor] = []
 
     def add(self, epoch: int, stretch: list[Tensor]) -> None:
-        """Append the mean losses since the point before. Raises `Diverged` if no network is finite any more."""
+        """Append the mean losses since the point before. Raises `Diverged` if all of them are NaN."""
         self.epochs.append(epoch)
         self.losses.append(torch.stack(stretch).mean(0))
         self.handle.curves = {"epoch": torch.tensor(self.epochs), "loss": torch.stack(self.losses, 1)}
+        if bool(self.losses[-1].isnan().all()):
+            raise self._diverged("loss", epoch)
+
+    def close(self) -> None:
+        """Check the weights once more: the last step can have spoilt them. Raises `Diverged`."""
         if not bool(self.handle.finite().any()):
-            raise Diverged(f"the weights of all {self.handle.size} evaluation networks are NaN after epoch {epoch}")
+            raise self._diverged("weights", self.epochs[-1])
+
+    def _diverged(self, what: str, epoch: int) -> Diverged:
+        return Diverged(f"the {what} of all {self.handle.size} evaluation networks is NaN after epoch {epoch}")
 
 
 def _optimiser(handle: Handle, recipe: Recipe, base: float) -> torch.optim.Optimizer:

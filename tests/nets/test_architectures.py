@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import nets, tv
-from bench.nets.layers import norm_layer
+from bench.nets.layers import AvgPool, norm_layer
 from bench.nets.resnet import Block
 from bench.nets.spec import architecture
 
@@ -71,7 +71,7 @@ def test_multiply_adds_are_half_of_torch_flops(name):
     found = nets.multiply_adds(network, CIFAR)
     assert network.training
     with FlopCounterMode(display=False) as counter:
-        network.eval()(torch.zeros(1, *CIFAR))
+        network.eval().to("meta")(torch.zeros(1, *CIFAR, device="meta"))
     assert found == counter.get_total_flops() / 2
     assert name != "convnet" or found == 3 * 9 * 128 * 32**2 + 128 * 9 * 128 * (16**2 + 8**2) + 2048 * 10
 
@@ -203,6 +203,25 @@ def test_average_pooled_block_halves_after_the_first_relu_and_before_the_shortcu
     chain = norm2(conv2(F.avg_pool2d(norm1(conv1(batch)).relu(), 2)))
     expected = (chain + norm3(F.avg_pool2d(conv3(batch), 2))).relu()
     torch.testing.assert_close(block(batch), expected)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (4, 4), (2, 2), (7, 5), (16, 16)])
+def test_average_pooling_is_that_of_torch_and_so_are_its_derivatives(size):
+    maps = torch.randn(3, 2, *size, dtype=torch.float64, requires_grad=True)
+    stacked = maps.detach().unsqueeze(0).repeat(2, 1, 1, 1, 1)
+    pool = AvgPool()
+    assert torch.allclose(pool(maps), F.avg_pool2d(maps, 2))
+    assert torch.allclose(torch.vmap(pool)(stacked)[1], pool(maps))
+    (ours,) = torch.autograd.grad(pool(maps).pow(3).sum(), maps, create_graph=True)
+    (torchs,) = torch.autograd.grad(F.avg_pool2d(maps, 2).pow(3).sum(), maps, create_graph=True)
+    assert torch.allclose(ours, torchs)
+    assert torch.allclose(*(torch.autograd.grad(g.pow(2).sum(), maps)[0] for g in (ours, torchs)))
+
+
+def test_average_pooling_does_not_round_under_autocast():
+    maps = torch.randn(5, 2, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(AvgPool()(maps), F.avg_pool2d(maps, 2))
 
 
 def test_adaptive_pooling_changes_nothing_at_32_pixels():
