@@ -305,7 +305,8 @@ class _Runner:
 
     def _discard(self, key: str, why: str) -> None:
         self._damaged[key] += 1
-        self.store.discard(key)
+        with self._writing():
+            self.store.discard(key)
         self._tell(Event(self.board.cells[key], "damaged", f"the stored result was damaged and moved aside: {why}"))
 
     def _wait_elsewhere(self, key: str) -> None:
@@ -356,9 +357,15 @@ class _Runner:
         self._write_at = now + max(WRITE_SECONDS, 20 * (now - begin))  # at most a twentieth of the time goes here
 
     def _leave(self, name: str, lines: Iterable[str]) -> None:
-        """Write one of the files for people. Raises `UserError` where that cannot be: full disk, no right to write."""
-        try:
+        """Write one of the files for people."""
+        with self._writing():
             outputs.write_changed(self.store.root / name, lines)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raise `UserError` where the store cannot be written: full disk, no right to do so."""
+        try:
+            yield
         except OSError as error:
             raise UserError(
                 f"the results folder {self.store.root} cannot be written: {error.strerror or error}",

@@ -44,6 +44,16 @@ def test_a_store_that_must_not_be_written_is_one_line_and_can_still_be_read(smal
         run([done, new], store, executor="inline")
 
 
+def test_damage_in_a_store_that_must_not_be_written_is_one_line(small_disk):
+    cell = fakes.cell("number", value=1)
+    store = Store(small_disk / "store")
+    run([cell], store, executor="inline")
+    (store.cell(cell.key) / "result.json").write_text("{")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(UserError, match=r"^the results folder .*store cannot be written: Read-only file system"):
+        run([cell], store, executor="inline")
+
+
 def fill(path):
     """Write into a file until the disk is full."""
     with path.open("wb", buffering=0) as file, suppress(OSError):
