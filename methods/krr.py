@@ -23,11 +23,16 @@ def centred(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
 
 
 def solve(k_ss: Tensor, y_s: Tensor, ridge: float = RIDGE) -> Tensor:
-    """Return W = (K_ss + ridge * tr(K_ss)/n * I)^-1 Y_s, [n, K], differentiable in both.
+    """Return W = A^-1 Y_s with A = K_ss + ridge * tr(K_ss)/n * I, [n, K], differentiable in both, once.
+
+    The derivative is that of the solution, dW = A^-1 (dY_s - dA W), by the factor that is there; through the steps of
+    the factorisation autograd takes several products of n x n matrices for the same numbers.
 
     Raises `torch.linalg.LinAlgError` where the matrix is not positive definite (NaN images, or too small a ridge).
     """
     n = len(k_ss)
     eye = torch.eye(n, dtype=k_ss.dtype, device=k_ss.device)
     regularised = k_ss + ridge * k_ss.diagonal().mean() * eye
-    return torch.cholesky_solve(y_s, torch.linalg.cholesky(regularised))
+    factor = torch.linalg.cholesky(regularised.detach())
+    found = torch.cholesky_solve(y_s.detach(), factor)
+    return found + torch.cholesky_solve(y_s - regularised @ found, factor)  # by value a correction of rounding
