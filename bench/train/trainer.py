@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Stack = Literal["auto", "vmap", "loop"]
 POINTS = 200
 """Most points of a training curve; longer trainings are averaged over equal stretches of epochs."""
-VMAP_LIMIT = 100_000
+VMAP_LIMIT = 40_000
 """On a CPU, values of the first feature map of a batch up to which `vmap` wins (see `choose_stack`)."""
 
 
@@ -72,9 +72,10 @@ def choose_stack(stack: Stack, device: torch.device, spec: NetSpec, shape: tuple
     """Return `vmap` or `loop`. The choice never depends on E, so that results do not either.
 
     On an accelerator one launch for all networks wins. On a CPU a vmapped convolution becomes a grouped one, which
-    saves calls and loses speed within them. Measured on one core, E=5, one step of all networks, time vmap / loop:
-    ConvNet at 1x8x8, width 32: 0.67 for batch 10, 0.95 for 50, 1.10 for 100; at 3x32x32, width 128: 1.45 for
-    batch 10, 1.96 for 100. ResNet18, VGG11 and AlexNet break even at the same size of the first feature map.
+    saves calls and loses speed within them. Measured on one core, one step of all networks, time vmap / loop:
+    ConvNet at 1x8x8, width 32, E=5: 0.67 for batch 10, 0.95 for 50, 1.10 for 100; E=2: 0.94 for batch 10, 1.25 for
+    100; at 3x32x32, width 128, E=5: 1.45 for batch 10, 1.96 for 100. At 1x8x8, width 8, batch 100, E=2: ConvNet 1.19,
+    AlexNet 1.29, VGG11 1.07, ResNet18 1.00.
     """
     if stack != "auto":
         return stack
