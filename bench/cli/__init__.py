@@ -39,6 +39,8 @@ from bench.cli import (
 )
 from bench.errors import UserError
 
+STOPPED = "stopped; finished results are kept, the same command goes on from here"
+
 app = typer.Typer(
     name="ddbench",
     help="Benchmark and evaluation harness for dataset distillation.",
@@ -92,8 +94,12 @@ def main() -> None:
         _complain(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
-        _complain("stopped; finished results are kept, the same command goes on from here")
+        _complain(STOPPED)
         sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # typer has caught Ctrl-C and says nothing
+            _complain(STOPPED)
+        raise
     except BrokenPipeError:
         sys.exit(0)
     except Exception as error:
