@@ -24,6 +24,7 @@ from bench.cli import (
     data,
     describe,
     doctor,
+    estimate,
     evaluate,
     gc,
     import_,
@@ -52,6 +53,7 @@ app = typer.Typer(
 for verb in (
     run,
     plan,
+    estimate,
     status,
     report,
     check,
