@@ -140,7 +140,8 @@ class Store:
         files = {path.name: path for path in sorted(draft.iterdir()) if path.is_file() and path.name not in _UNLISTED}
         listed = {name: {"size": path.stat().st_size, "sha256": _sha256(path)} for name, path in files.items()}
         whole = {**result, "files": listed}
-        write_json(draft / "result.json", {**whole, "digest": _digest(json.loads(json.dumps(whole)))})
+        whole["digest"] = _digest(json.loads(json.dumps(whole)))
+        (draft / "result.json").write_text(json.dumps(whole, indent=1) + "\n")  # flushed below, with all the others
         log = self.work(key) / LOG
         if log.exists():
             os.replace(log, draft / LOG)
