@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -20,6 +21,8 @@ from bench.run.job import Job, Progress, Stopped
 
 INTERVAL = 0.2
 """Seconds between two progress messages of one cell."""
+LOG_TRIES = 10
+"""How often it is tried to open the log of a cell."""
 
 
 class Reporter:
@@ -65,15 +68,23 @@ def main(job: Job, connection: Connection) -> None:
 
 def _redirect(job: Job) -> None:
     """Send everything written to stdout and stderr, also by libraries and at a crash, to the log of the cell."""
-    from bench.run import worker
-
-    handle = os.open(worker.log_file(job), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    handle = _open_log(job)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)
     sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115 - lives as long as the process
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     faulthandler.enable(file=2)
+
+
+def _open_log(job: Job) -> int:
+    """Open the log; again where another runner's process published this cell just now and removed its folder."""
+    from bench.run import worker
+
+    for _ in range(LOG_TRIES - 1):
+        with suppress(FileNotFoundError):
+            return os.open(worker.log_file(job), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    return os.open(worker.log_file(job), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
 
 
 def _die_with_runner() -> None:

@@ -80,7 +80,8 @@ class Trial:
         for runner in runners:
             errors = runner.communicate(timeout=2 * PATIENCE)[1]
             assert runner.returncode in codes, f"{self.done}: exit code {runner.returncode}: {errors}"
-            assert "Traceback" not in errors, f"{self.done}: {errors}"
+            if runner.returncode != -signal.SIGKILL:  # then its fork server may complain that nobody talks to it
+                assert "Traceback" not in errors, f"{self.done}: {errors}"
             said += errors
         return said
 

@@ -123,6 +123,23 @@ def test_a_failure_of_who_was_replaced_is_none(tmp_path, replaced, state):
     assert worker.execute(job, replace).state == state
 
 
+def test_the_log_is_opened_though_another_runner_has_just_published_the_cell(tmp_path, monkeypatch):
+    """Publishing removes the work folder, also under the feet of who is about to find the cell claimed or done."""
+    from bench.run import child, worker
+
+    job, found, removals = Job(tmp_path, "ab" * 10, "kind", "label", {}), worker.log_file, iter([True, True, False])
+
+    def removed(job):
+        file = found(job)
+        if next(removals):
+            file.parent.rmdir()
+        return file
+
+    monkeypatch.setattr(worker, "log_file", removed)
+    os.close(child._open_log(job))
+    assert found(job).exists()
+
+
 def test_a_full_disk_leaves_no_claim_that_nobody_signed(tmp_path, monkeypatch):
     def full(*words):
         raise OSError(28, "No space left on device")
@@ -133,44 +150,33 @@ def test_a_full_disk_leaves_no_claim_that_nobody_signed(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-class Forgetful(Store):
+class Late(Store):
     """A store that shows what is published elsewhere only to those who look again, as network file systems do."""
 
-    known: set[str]
+    def __init__(self, root, key):
+        super().__init__(root)
+        self.asked, self.other = set(), self.claim(key)
 
     def look_again(self, key):
-        self.known.add(key)
+        self.asked.add(key)
 
     def finished(self):
-        return super().finished() & self.known
+        return super().finished() & self.asked
 
     def result(self, key):
-        return super().result(key) if key in self.known else None
+        return super().result(key) if key in self.asked else None
+
+    def failure(self, key):
+        """Release the claim of the other runner: this one has found it, and begins to wait."""
+        self.other.__exit__(None, None, None)
+        return super().failure(key)
 
 
 def test_results_of_another_machine_are_seen_though_the_file_system_is_late(tmp_path):
     cell = fakes.cell("number", value=1)
     run_plan(fakes.plan(cell), Store(tmp_path), executor="inline", device="cpu", progress=False)
-    store = Forgetful(tmp_path)
-    store.known = set()
-    claim = store.claim(cell.key)
-    listened = []
-
-    def note(event):
-        listened.append(event.state)
-
-    class Released(dict):  # the claim goes when the runner has begun to wait for it
-        def __setitem__(self, key, value):
-            super().__setitem__(key, value)
-            claim.__exit__(None, None, None)
-
-    from bench.run import scheduler
-
-    runner = scheduler._Runner(fakes.plan(cell), store, "cpu", None, False, [note])
-    runner.executor, runner.jobs = scheduler.EXECUTORS.get("inline")(1, runner.progressed), 1
-    runner._elsewhere = Released()
-    assert runner.run().counts == {"cached": 1}
-    assert listened == ["cached"]
+    summary = run_plan(fakes.plan(cell), Late(tmp_path, cell.key), executor="inline", device="cpu", progress=False)
+    assert summary.counts == {"cached": 1}
 
 
 def test_looking_again_touches_the_folder_and_needs_none(tmp_path):
