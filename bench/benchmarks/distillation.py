@@ -19,6 +19,7 @@ from bench.benchmarks.case import Case, Sides
 from bench.benchmarks.plain import distillation as field
 from bench.registry import METHODS
 from bench.unroll import differentiate
+from methods.kernels import kernel
 
 
 def cases(quick: bool) -> list[Case]:
@@ -38,10 +39,17 @@ def cases(quick: bool) -> list[Case]:
     found.append(_case(f"APM students, IPC {ipc}", "one student, six epochs", partial(_apm, quick, ipc), quick, 1.5))
     for size in (2,) if quick else (1, 10):
         for title, compile_, target in (("MTT plain", False, 1 / 1.3), ("MTT compiled", True, 1.0)):
-            case = _case(
-                f"{title}, IPC {size}", "one iteration, T = 50", partial(_mtt, compile_, quick, size), quick, target
-            )
+            make = partial(_unrolled, "mtt", compile_, quick, size)
+            case = _case(f"{title}, IPC {size}", "one iteration, T = 50", make, quick, target)
             found.append(replace(case, memory=True, repeats=3 if size > 1 else None))
+    for steps in (3, 6) if quick else (10, 100):
+        make = partial(_alone, quick, steps)
+        case = Case(f"MTT alone, IPC 1, T = {steps}", "distillation", "one iteration", make)
+        found.append(replace(case, memory=True, repeats=1))
+    found += [
+        Case("TESLA, IPC 1", "distillation", "one iteration, T = 50", partial(_unrolled, "tesla", True, quick, 1)),
+        Case("KIP kernel block", "distillation", "images with themselves", partial(_kernel, quick)),
+    ]
     return found
 
 
@@ -146,8 +154,16 @@ def _apm(quick: bool, ipc: int) -> Sides:
     return Sides(fast, lambda: plain(other, teacher), check, method.choices())
 
 
-def _mtt(compile_: bool, quick: bool, ipc: int) -> Sides:
-    """The differentiated student of MTT by recomputation beside the stored graph of all its steps."""
+def _alone(quick: bool, steps: int) -> Sides:
+    """MTT without the stored graph beside it, whose memory grows with the steps."""
+    return replace(_unrolled("mtt", False, quick, 1, steps), plain=None)
+
+
+def _unrolled(name: str, compile_: bool, quick: bool, ipc: int, steps: int = 50) -> Sides:
+    """The differentiated student of MTT by recomputation beside the stored graph of all its steps.
+
+    TESLA's is not stored by the field either: both sides recompute, one of them compiled.
+    """
     task = made_up.Task(quick, ipc, augment=made_up.STRATEGY)
     network = task.network()
     size = sum(weight.numel() for weight in network.parameters())
@@ -158,7 +174,7 @@ def _mtt(compile_: bool, quick: bool, ipc: int) -> Sides:
         ends.append(torch.cat([weight.detach().flatten() for weight in network.parameters()]))
     start, goal = ends
     task.artifacts["experts"] = {"snapshots": torch.zeros(1, 1, size)}
-    method = _start("mtt", task, syn_steps=3 if quick else 50, experts=1, lr_init=0.01)
+    method = _start(name, task, syn_steps=min(steps, 6) if quick else steps, experts=1, lr_init=0.01)
     method.seen = method.set.images().detach().requires_grad_()
     chunks = [method._chunk() for _ in range(method.params.syn_steps)]
     batches = [method._batch(chunk, method._draw(chunk), method.set.labels) for chunk in chunks]
@@ -176,10 +192,10 @@ def _mtt(compile_: bool, quick: bool, ipc: int) -> Sides:
         )
 
     def fast() -> Any:
-        return sweep(fast=method.fast if compile_ else None)
+        return sweep(mode=method._mode(), fast=method.fast if compile_ else None)
 
     def plain() -> Any:
-        return sweep(mode="stored")
+        return sweep(mode="stored" if name == "mtt" else method._mode())
 
     def check() -> None:
         found, expected = fast(), plain()
@@ -187,6 +203,18 @@ def _mtt(compile_: bool, quick: bool, ipc: int) -> Sides:
         _near(found.rates, expected.rates, 1e-3)
 
     return Sides(fast, plain, check, method.choices() if compile_ else {"student": "plain"})
+
+
+def _kernel(quick: bool) -> Sides:
+    """The kernel of images with themselves, of which half is computed, beside that of any two sets."""
+    facts, gram = made_up.info(quick), kernel("convnet3")
+    images = made_up.pixels(4 if quick else 8, facts.shape).to(made_up.device()).double() / 64 - 2
+    twins = images.clone()
+
+    def check() -> None:
+        _near(gram(images, images), gram(images, twins), 1e-12)
+
+    return Sides(lambda: gram(images, images), lambda: gram(images, twins), check)
 
 
 def _near(found: Tensor, expected: Tensor, tolerance: float) -> None:
