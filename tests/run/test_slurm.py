@@ -92,7 +92,7 @@ def test_records_are_those_of_inline(cluster, tmp_path):
     assert (store.root / "records.jsonl").read_text() == undisturbed(cells[:-1], tmp_path / "inline")
     reasons = {cell.label: reason for cell, _, reason in summary.failures}
     assert "the answer is not 42" in reasons["raises"]
-    assert {state for _, state, _ in cluster.jobs()} == {"COMPLETED"}
+    slurm_cluster.until(lambda: {state for _, state, _ in cluster.jobs()} == {"COMPLETED"}, "the end of all jobs")
     batches = list((store.root / "slurm").glob("*/batch.json"))
     assert 2 <= len(batches) <= 4  # arrays, not a job for every cell
     assert "raises" in next((store.root / "slurm").glob(f"*/{cells[-2].key}.log")).read_text()
@@ -176,7 +176,7 @@ def test_a_refused_job_is_the_users_error(cluster, tmp_path):
 def test_a_job_that_could_never_start_is_the_users_error(cluster, tmp_path):
     with pytest.raises(UserError, match="never start the jobs: PartitionTimeLimit"):
         run([fakes.cell("number", value=1)], tmp_path / "slurm", partition="short")
-    assert cluster.jobs()[-1][1] == "CANCELLED"
+    slurm_cluster.until(lambda: cluster.jobs()[-1][1] == "CANCELLED", "the end of the job")
 
 
 def test_without_slurm_the_run_says_so(tmp_path, monkeypatch):
