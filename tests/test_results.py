@@ -132,6 +132,18 @@ def test_distilled_images_leak_less_than_training_on_the_members(attack):
     assert 0.5 < attacked("membership_mnist", "whole", attack).mean < 0.53  # where members are not overfitted
 
 
+def test_bf16_costs_no_accuracy_that_ten_networks_could_show():
+    lines = (RESULTS / "precision_cifar10" / "records.jsonl").read_text().splitlines()
+    records = [r for r in map(json.loads, lines) if r["metric"] == "accuracy"]
+    fp32, bf16 = (
+        [r["value"] for r in sorted(records, key=lambda r: r["replicate"]) if r["label"] == label]
+        for label in ("random", "random bf16")
+    )
+    difference = stats.paired(bf16, fp32)
+    assert difference.n == 10
+    assert difference.low < 0 < difference.high < 0.002
+
+
 @pytest.mark.parametrize("run", sorted(path.parent.name for path in RESULTS.glob("*/states.jsonl")))
 def test_every_cell_of_a_committed_run_has_a_result(run):
     states = [json.loads(line)["state"] for line in (RESULTS / run / "states.jsonl").read_text().splitlines()]
