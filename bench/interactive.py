@@ -268,7 +268,7 @@ def _file(one: DistilledSet | Path | str, folder: Path, dataset: str | None, pre
         if bench.imports.is_own(one):
             return Path(one)
         one = bench.imports.load(one, dataset=dataset, preprocessing=preprocessing)
-    from methods.given import sha256
+    from bench.run.store import sha256
 
     (folder / "sets").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder / "sets") as draft:

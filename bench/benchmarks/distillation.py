@@ -19,7 +19,6 @@ from bench.benchmarks.case import Case, Sides
 from bench.benchmarks.plain import distillation as field
 from bench.registry import METHODS
 from bench.unroll import differentiate
-from methods.kernels import kernel
 
 
 def cases(quick: bool) -> list[Case]:
@@ -207,7 +206,8 @@ def _unrolled(name: str, compile_: bool, quick: bool, ipc: int, steps: int = 50)
 
 def _kernel(quick: bool) -> Sides:
     """The kernel of images with themselves, of which half is computed, beside that of any two sets."""
-    facts, gram = made_up.info(quick), kernel("convnet3")
+    facts = made_up.info(quick)
+    gram = _start("kip", made_up.Task(quick, 1), kernel="convnet3").kernel
     images = made_up.pixels(4 if quick else 8, facts.shape).to(made_up.device()).double() / 64 - 2
     twins = images.clone()
 

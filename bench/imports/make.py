@@ -10,8 +10,6 @@ Who made a set is in its header only where one method alone writes that format, 
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bench.data
@@ -22,6 +20,7 @@ from bench.imports.formats import Constants, Foreign
 from bench.imports.space import Choice, check_shape, formation, own_constants, space, to_space
 from bench.lazy import torch
 from bench.registry import METHODS
+from bench.run.store import sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -192,11 +191,6 @@ def _native(name: str, info: DatasetInfo, ipc: int | None, factor: int | None) -
 
 def _origin(foreign: Foreign, notes: list[str]) -> dict[str, Any]:
     """Return what identifies the file, and what the user should know."""
-    files = {path.name: _sha256(path) for path in foreign.files if path.is_file()}
+    files = {path.name: sha256(path) for path in foreign.files if path.is_file()}
     place = {"folder": foreign.path.name} if foreign.path.is_dir() else {}
     return {"format": foreign.format.name, **place, "sha256": files, "set": foreign.which, "notes": notes}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -106,7 +106,7 @@ class Store:
         if result is None:
             raise Damaged("it is not in the store")
         for name, entry in result["files"].items():
-            if _sha256(self.cell(key) / name) != entry["sha256"]:
+            if sha256(self.cell(key) / name) != entry["sha256"]:
                 raise Damaged(f"the content of {name} changed")
         return self.cell(key)
 
@@ -138,7 +138,7 @@ class Store:
         """Turn a draft into the finished cell `result["key"]`; return False where it was there already."""
         key = result["key"]
         files = {path.name: path for path in sorted(draft.iterdir()) if path.is_file() and path.name not in _UNLISTED}
-        listed = {name: {"size": path.stat().st_size, "sha256": _sha256(path)} for name, path in files.items()}
+        listed = {name: {"size": path.stat().st_size, "sha256": sha256(path)} for name, path in files.items()}
         whole = {**result, "files": listed}
         whole["digest"] = _digest(json.loads(json.dumps(whole)))
         (draft / "result.json").write_text(json.dumps(whole, indent=1) + "\n")  # flushed below, with all the others
@@ -247,7 +247,8 @@ def _digest(result: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Return the hash of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

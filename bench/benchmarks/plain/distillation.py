@@ -7,6 +7,7 @@ images, augmentations, fresh weights) comes from the task as it does for the fas
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from bench.task import LiveTask
 
 
-class Matching:
+class Matching(ABC):
     """A set of images and the optimiser that moves them. `loss` says what is compared for one class."""
 
     def __init__(self, task: LiveTask, rate: float, batch_real: int) -> None:
@@ -57,13 +58,13 @@ class Matching:
         operation = dsa.OPERATIONS[dsa.NAMES[int(draw.choice[c, 0])]]
         return operation(images, draw.uniform[c].expand(len(images), -1).to(images))
 
+    @abstractmethod
     def step(self) -> None:
         """Do what is timed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, network: nn.Module, c: int, real: Tensor, synthetic: Tensor) -> Tensor:
         """Return the distance of one class."""
-        raise NotImplementedError
 
 
 class Distribution(Matching):
