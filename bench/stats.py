@@ -52,13 +52,14 @@ def summary(values: ArrayLike, groups: Iterable[object] | None = None) -> Summar
     Raises `ValueError` if there are no values or the lengths differ.
     """
     observed = np.asarray(values, dtype=float)
-    members: dict[object, list[float]] = {}
-    if groups is not None:
-        for group, value in zip(groups, observed, strict=True):
-            members.setdefault(group, []).append(float(value))
     over: Literal["sets", "networks"] = "networks"
-    if len(members) >= 2:
-        observed, over = np.array([np.mean(values) for values in members.values()]), "sets"
+    if groups is not None:
+        numbers: dict[object, int] = {}
+        codes = [numbers.setdefault(group, len(numbers)) for group in groups]
+        if len(codes) != observed.size:
+            raise ValueError(f"{observed.size} values need as many groups, not {len(codes)}")
+        if len(numbers) >= 2:
+            observed, over = np.bincount(codes, observed) / np.bincount(codes), "sets"
     return Summary(*_interval(observed), over=over)
 
 

@@ -13,7 +13,8 @@ backward sweep. With lam = dL/dw_{t+1} and nu = dL/dv_{t+1},
 Four ways to go through it, all called `mode`:
 
 - `stored`: keep the graph of the whole loop and let autograd do it. The plain reference; memory grows with T.
-- `recompute`: keep only w_t and rebuild one step's graph at a time. The same gradient with constant graph memory.
+- `recompute`: keep only w_t and rebuild one step's graph at a time. The same gradient with constant graph memory. Where
+  the graphs of all steps together are small (`KEPT`), they are kept after all: the same numbers in 3/4 of the time.
 - `identity`: as `recompute` with lam held fixed, which drops the dependence of w_t on earlier batches. This is
   TESLA's gradient (Cui et al., ICML 2023); it equals the exact one only for T = 1.
 - `window`: exact through the last `window` steps, the earlier ones count as constants (truncation).
@@ -24,8 +25,9 @@ same numbers, but took 1.1 to 1.8 times as long on a CPU (ConvNet of width 32, 1
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
@@ -34,6 +36,9 @@ from torch.func import functional_call
 
 if TYPE_CHECKING:
     from bench.unroll_compiled import CompiledStep
+
+KEPT = 2**28
+"""Bytes up to which the graphs of the steps are kept from the forward loop for the sweep."""
 
 Mode = Literal["stored", "recompute", "identity", "window"]
 Batch = tuple[Tensor, ...]
@@ -44,13 +49,14 @@ class Sweep:
     """What one differentiated loop gives.
 
     loss: 0-d, detached. leaves: dL/dleaf in the order given (zeros where a leaf was not used). rates: float [T].
-    weights: w_T, float [P], detached.
+    weights: w_T, float [P], detached. graphs: what became of the graphs of the steps, `kept`, `rebuilt` or `stored`.
     """
 
     loss: Tensor
     leaves: list[Tensor]
     rates: Tensor
     weights: Tensor
+    graphs: Literal["kept", "rebuilt", "stored"]
 
 
 class Flat:
@@ -107,8 +113,9 @@ def differentiate(
     if mode == "stored":
         return _stored(step_loss, outer_loss, weights, batches, rates, leaves, momentum)
     first = 0 if window is None else max(0, len(batches) - window)
-    step: Step = fast or PlainStep(step_loss, mode != "identity")
+    step: Step = fast or PlainStep(step_loss, mode != "identity", len(batches) - first)
     path, velocities = _forward(step, weights.detach(), batches, rates, momentum, first)
+    graphs: Literal["kept", "rebuilt"] = "kept" if isinstance(step, PlainStep) and step.graphs else "rebuilt"
     final = path[-1].detach().requires_grad_()
     loss = outer_loss(final)
     (lam,) = torch.autograd.grad(loss, final)
@@ -117,9 +124,7 @@ def differentiate(
     rate_gradients = torch.zeros_like(rates)
     for t in reversed(range(first, len(batches))):
         nu = nu - rates[t] * lam
-        with torch.enable_grad():
-            inputs = batches[t]()
-        gradient, by_weights, by_leaves = step.adjoint(path[t - first], nu, inputs, leaves)
+        gradient, by_weights, by_leaves = step.adjoint(path[t - first], nu, batches[t], leaves)
         rate_gradients[t] = -(lam @ (momentum * velocities[t - first] + gradient))
         for total, part in zip(gradients, by_leaves, strict=True):
             if part is not None:
@@ -127,44 +132,86 @@ def differentiate(
         if by_weights is not None:
             lam = lam + by_weights
         nu = momentum * nu
-    return Sweep(loss.detach(), gradients, rate_gradients, path[-1].detach())
+    return Sweep(loss.detach(), gradients, rate_gradients, path[-1].detach(), graphs)
 
 
 class Step(Protocol):
-    """What the sweep asks of one step at weights [P]; inputs are a batch."""
+    """What the sweep asks of one step at weights [P]; `batch` makes its inputs."""
 
-    def gradient(self, weights: Tensor, inputs: Batch) -> Tensor:
-        """Return the gradient g [P] of the loss by the weights."""
+    def gradient(self, weights: Tensor, batch: Callable[[], Batch], again: bool) -> Tensor:
+        """Return the gradient g [P] of the loss by the weights. again: the adjoint of this step will be asked for."""
 
     def adjoint(
-        self, weights: Tensor, nu: Tensor, inputs: Batch, leaves: Sequence[Tensor]
+        self, weights: Tensor, nu: Tensor, batch: Callable[[], Batch], leaves: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor | None, Sequence[Tensor | None]]:
         """Return g, and the derivatives of <nu, g> by the weights (None: not asked for) and by the leaves."""
 
 
 @dataclass
 class PlainStep:
-    """Any loss, differentiated twice by autograd. exact: also by the weights."""
+    """Any loss, differentiated twice by autograd. exact: also by the weights. steps: adjoints that will be asked for.
+
+    The graph of a gradient is kept for the adjoint where those of all steps together are small; adjoints are asked for
+    in the reverse order of the gradients.
+    """
 
     loss: Callable[..., Tensor]
     exact: bool = True
+    steps: int = 0
+    graphs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    too_large: bool = False
 
-    def gradient(self, weights: Tensor, inputs: Batch) -> Tensor:
+    def gradient(self, weights: Tensor, batch: Callable[[], Batch], again: bool) -> Tensor:
         """Return the gradient g [P] of the loss by the weights."""
-        point = weights.detach().requires_grad_()
-        return torch.autograd.grad(self.loss(point, *inputs), point)[0]
+        if not again or self.too_large:
+            with torch.no_grad():
+                inputs = batch()
+            point = weights.detach().requires_grad_()
+            return torch.autograd.grad(self.loss(point, *inputs), point)[0]
+        self.graphs.append(self._graph(weights, batch))
+        gradient = self.graphs[-1][1]
+        if len(self.graphs) == 1 and self.steps * graph_bytes(gradient) > KEPT:
+            self.too_large = True
+            self.graphs.clear()
+        return gradient.detach()
 
     def adjoint(
-        self, weights: Tensor, nu: Tensor, inputs: Batch, leaves: Sequence[Tensor]
+        self, weights: Tensor, nu: Tensor, batch: Callable[[], Batch], leaves: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor | None, Sequence[Tensor | None]]:
         """Return g, and the derivatives of <nu, g> by the weights (None: not asked for) and by the leaves."""
+        point, gradient = self.graphs.pop() if self.graphs else self._graph(weights, batch)
+        targets = [point, *leaves] if self.exact else leaves
+        found = torch.autograd.grad(gradient, targets, nu, allow_unused=True)
+        return gradient.detach(), *((found[0], found[1:]) if self.exact else (None, found))
+
+    def _graph(self, weights: Tensor, batch: Callable[[], Batch]) -> tuple[Tensor, Tensor]:
+        """Return the weights as a leaf, and the gradient there with its graph."""
         point = weights.detach().requires_grad_()
         with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(self.loss(point, *inputs), point, create_graph=True)
-            product = nu @ gradient
-        targets = [point, *leaves] if self.exact else leaves
-        found = torch.autograd.grad(product, targets, allow_unused=True)
-        return gradient.detach(), *((found[0], found[1:]) if self.exact else (None, found))
+            (gradient,) = torch.autograd.grad(self.loss(point, *batch()), point, create_graph=True)
+        return point, gradient
+
+
+def graph_bytes(result: Tensor) -> int:
+    """Return the size of the tensors that the graph of `result` keeps for its derivatives."""
+    storages: dict[int, int] = {}
+    nodes, found = [result.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in found:
+            continue
+        found.add(node)
+        for name in _saved(type(node)):
+            tensor = getattr(node, name)
+            if isinstance(tensor, Tensor):
+                storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        nodes += [before for before, _ in node.next_functions]
+    return sum(storages.values())
+
+
+@functools.cache
+def _saved(node: type) -> list[str]:
+    return [name for name in dir(node) if name.startswith("_saved_")]
 
 
 def _forward(
@@ -176,10 +223,8 @@ def _forward(
     for t, (rate, batch) in enumerate(zip(rates, batches, strict=True)):
         if t <= first:  # nothing before the first step that is differentiated is kept
             path, velocities = path[-1:], []
-        with torch.no_grad():
-            inputs = batch()
         velocities.append(velocity)
-        moved = momentum * velocity + step.gradient(path[-1], inputs)
+        moved = momentum * velocity + step.gradient(path[-1], batch, again=t >= first)
         velocity = moved if momentum else velocity
         path.append(path[-1] - rate * moved)
     return path, velocities
@@ -203,4 +248,4 @@ def _stored(
     loss = outer_loss(point)
     by_rates, *by_leaves = torch.autograd.grad(loss, [rates, *leaves], allow_unused=True)
     gradients = [torch.zeros_like(leaf) if part is None else part for leaf, part in zip(leaves, by_leaves, strict=True)]
-    return Sweep(loss.detach(), gradients, by_rates.detach(), point.detach())
+    return Sweep(loss.detach(), gradients, by_rates.detach(), point.detach(), "stored")

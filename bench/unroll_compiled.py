@@ -12,7 +12,7 @@ float32. Compiling takes half a minute.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,17 +51,21 @@ class CompiledStep:
         """Say whether both functions are compiled, or why not."""
         return next((f.choice for f in (self._gradient, self._adjoint) if not f), "compiled")
 
-    def gradient(self, weights: Tensor, inputs: Batch) -> Tensor:
+    def gradient(self, weights: Tensor, batch: Callable[[], Batch], again: bool) -> Tensor:
         """Return the gradient [P] of the loss by the weights."""
+        with torch.no_grad():
+            inputs = batch()
         total = torch.zeros_like(weights)
         for piece in self._pieces(*inputs):
             total += self._gradient(weights, *piece)
         return total
 
     def adjoint(
-        self, weights: Tensor, nu: Tensor, inputs: Batch, leaves: Sequence[Tensor]
+        self, weights: Tensor, nu: Tensor, batch: Callable[[], Batch], leaves: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor | None, Sequence[Tensor | None]]:
         """Return the gradient g, and the derivatives of <nu, g> by the weights (if exact) and by the leaves."""
+        with torch.enable_grad():
+            inputs = batch()
         gradient, by_weights, rows = torch.zeros_like(weights), torch.zeros_like(weights), []
         for piece in self._pieces(*(tensor.detach() for tensor in inputs)):
             part, turn, by_rows = self._adjoint(weights, nu, *piece)

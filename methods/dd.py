@@ -151,12 +151,12 @@ class DD(Method):
             self.optimiser = torch.optim.SGD(self.learned, lr=p.outer_lr, momentum=0.5)
         self.model = task.network().train()
         self.flat = Flat(self.model)
-        self.fast = self._compiled_step()
+        self.fast, self.graphs = self._compiled_step(), ""
         self.queue = torch.empty(0, dtype=torch.int64, device=task.device)
 
     def choices(self) -> Mapping[str, Any]:
         """Return what was chosen for speed."""
-        return {"inner loop": self.fast.choice}
+        return {"inner loop": self.fast.choice, "graphs": self.graphs}
 
     def _compiled_step(self) -> CompiledStep:
         from bench import nets
@@ -221,6 +221,7 @@ class DD(Method):
                     window=p.window,
                     fast=self.fast,
                 )
+                self.graphs = sweep.graphs
                 parts = [sweep.leaves[0]]
                 if self.scheduled:
                     parts.append(sweep.rates * torch.sigmoid(self.raw_rates.detach()))

@@ -143,7 +143,7 @@ class MTT(Parametrised):
         self.rate = torch.tensor(p.lr_init, dtype=self.set.images().dtype, device=task.device).requires_grad_()
         self.rate_optimiser = torch.optim.SGD([self.rate], lr=p.lr_lr, momentum=p.momentum)
         self.student = Flat(task.network().train())
-        self.fast = self._compiled_step()
+        self.fast, self.graphs = self._compiled_step(), ""
         self.snapshots = task.artifact_slice("experts", "snapshots")
         self.left = torch.empty(0, dtype=torch.int64, device=task.device)
 
@@ -172,6 +172,7 @@ class MTT(Parametrised):
                 window=p.window if self._mode() == "window" else None,
                 fast=self.fast,
             )
+            self.graphs = sweep.graphs
             self.set.update(images, sweep.leaves[0] * self._image_scale())
             self.rate.grad = sweep.rates.sum()
             self.rate_optimiser.step()
@@ -179,7 +180,7 @@ class MTT(Parametrised):
 
     def choices(self) -> Mapping[str, Any]:
         """Return what was chosen for speed."""
-        return {"student": self.fast.choice}
+        return {"student": self.fast.choice, "graphs": self.graphs}
 
     def _compiled_step(self) -> CompiledStep:
         from bench import nets

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic_core import from_json
 
 from bench.cli import options
 from bench.errors import UserError
@@ -33,4 +34,4 @@ def read_states(folder: Path) -> list[dict[str, object]]:
     file = folder / "states.jsonl"
     if not file.is_file():
         raise UserError(f"{folder} holds no run", hint="give the folder that `ddbench run` named as its results")
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [from_json(line) for line in file.read_bytes().splitlines()]

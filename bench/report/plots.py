@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from bench.report import cost, grid
@@ -54,6 +55,7 @@ SETTINGS: dict[Any, Any] = {
     "grid.color": "#e4e4e4",
     "axes.axisbelow": True,
     "svg.hashsalt": "ddbench",  # equal numbers give equal files
+    "svg.fonttype": "none",  # text that can be searched and read aloud, in half the time of outlines
     "figure.facecolor": "white",
 }
 GAP = 15.0
@@ -78,8 +80,10 @@ def write(results: Results, folder: Path) -> list[tuple[str, str]]:
     with matplotlib.rc_context(SETTINGS):
         for plot in all_plots(results):
             FigureCanvasAgg(plot.figure)
-            for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-                plot.figure.savefig(folder / f"{plot.name}.{ending}", dpi=150, metadata=metadata)
+            file = folder / plot.name
+            packed = {"compress_level": 1}  # an eighth larger, a quarter of the time less
+            plot.figure.savefig(f"{file}.png", dpi=150, metadata={"Software": None}, pil_kwargs=packed)
+            plot.figure.savefig(f"{file}.svg", metadata={"Date": None, "Creator": None})
             written.append((plot.name, plot.title))
     return written
 
@@ -230,31 +234,24 @@ def _title_size(title: str) -> float:
 
 
 def _plain_ticks(axis: Axis) -> None:
-    """Label a logarithmic axis with plain numbers at 1, 2 and 5 of every power of ten."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+    """Label a logarithmic axis with plain numbers: the powers of ten, on a short axis also 2 and 5 times those."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,), numticks=8))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
 
 
 def _name_lines(figure: Figure, axes: Axes, ends: Sequence[tuple[float | None, float, str, str]]) -> None:
     """Write the names right of the axes at the height of their last point, pushed apart where they would overlap."""
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high)
-    to_points = 72 / figure.dpi
-    heights = [axes.transData.transform((axes.get_xlim()[1], y))[1] * to_points for _, y, _, _ in ends]
-    box = axes.get_window_extent()
-    places = spread(heights, GAP, box.y0 * to_points, box.y1 * to_points - GAP / 2)
-    right = box.x1 * to_points
-    for (x, y, label, colour), place in zip(ends, places, strict=True):
-        start = (axes.get_xlim()[1] if x is None else x, y)
-        arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "alpha": 0.6, "shrinkB": 3, "relpos": (0, 0.5)}
-        where: dict[str, Any] = {
-            "xytext": (right + 12, place),
-            "textcoords": "figure points",
-            "va": "center",
-            "annotation_clip": False,
-        }
-        axes.annotate(label, start, color=colour, fontweight="bold", arrowprops=arrow, **where)
+    axes.set_ylim(axes.get_ylim())
+    box, point = axes.get_window_extent(), figure.dpi / 72
+    starts = [axes.transData.transform((axes.get_xlim()[1] if x is None else x, y)) for x, y, _, _ in ends]
+    places = spread([y for _, y in starts], GAP * point, box.y0, box.y1 - GAP / 2 * point)
+    to_figure = figure.transFigure.inverted().transform
+    for start, (_, _, label, colour), place in zip(starts, ends, places, strict=True):
+        (begin, low), (end, high) = to_figure([tuple(start), (box.x1 + 10 * point, place)])
+        figure.add_artist(Line2D((begin, end), (low, high), color=colour, linewidth=0.7, alpha=0.6))
+        figure.text(end + 0.004, high, label, color=colour, fontweight="bold", va="center")
 
 
 def spread(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -297,11 +294,13 @@ def _heatmap(values: pd.DataFrame, title: str, subtitle: str) -> Figure:
     figure.text(0.03, 1 - 0.32 / height, title, fontsize=_title_size(title), fontweight="bold")
     figure.text(0.03, 1 - 0.45 / height, "\n".join(words), fontsize=10, color="#444444", va="top")
     numbers = 100 * values.to_numpy(dtype=float)
-    axes.imshow(numbers, cmap="cividis", aspect="auto")
+    axes.pcolormesh(numbers, cmap="cividis", edgecolors="face")  # no hairlines between fields
+    axes.invert_yaxis()
     axes.grid(visible=False)
     middle = 0.45 * np.nanmin(numbers) + 0.55 * np.nanmax(numbers)
-    axes.set_xticks(range(len(values.columns)), values.columns, rotation=30, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(values)), values.index)
+    rows, columns = (0.5 + np.arange(length) for length in numbers.shape)
+    axes.set_xticks(columns, values.columns, rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_yticks(rows, values.index)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     for row, column in ((r, c) for r in range(numbers.shape[0]) for c in range(numbers.shape[1])):
@@ -309,7 +308,7 @@ def _heatmap(values: pd.DataFrame, title: str, subtitle: str) -> Figure:
         known = number == number
         dark = known and number < middle
         text = f"{number:.1f}" if known else DASH
-        axes.text(column, row, text, ha="center", va="center", color="white" if dark else "black")
+        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color="white" if dark else "black")
     return figure
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic_core import from_json
 
 from bench import stats
 from bench.errors import UserError
@@ -135,7 +136,7 @@ def load(out: Path) -> Results:
 
 def _load(out: Path) -> Results:
     try:
-        suite = json.loads((out / "suite.json").read_text())
+        suite = from_json((out / "suite.json").read_bytes())
         plan, preset = suite["plan"], str(suite["preset"])
     except FileNotFoundError:
         raise UserError(f"{out} holds no run", hint="give the folder that `ddbench run` named as its results") from None
@@ -262,20 +263,20 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         return
     number = 1
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         while block := list(islice(file, BLOCK)):
             try:
-                rows = json.loads(f"[{','.join(block)}]")  # at once: equal names become one object
+                rows = from_json(b"[%b]" % b",".join(block))  # at once: equal texts become one object
             except ValueError:
                 rows = []
             yield from rows if len(rows) == len(block) else _one_by_one(path, number, block)
             number += len(block)
 
 
-def _one_by_one(path: Path, number: int, lines: list[str]) -> Iterator[dict[str, Any]]:
+def _one_by_one(path: Path, number: int, lines: list[bytes]) -> Iterator[dict[str, Any]]:
     """Yield the objects of the lines from `number` on. Raises `UserError` that names the first damaged one."""
     for index, line in enumerate(lines, number):
         try:
-            yield json.loads(line)
+            yield from_json(line)
         except ValueError as error:
             raise UserError("not a JSON line", where=f"{path}:{index}", hint="run the suite again") from error
