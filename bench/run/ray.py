@@ -31,7 +31,7 @@ from bench.run import failures, provenance
 from bench.run.devices import Device, check, spread
 from bench.run.executors import Emit, Local, follow
 from bench.run.job import Job, Outcome, Progress
-from bench.run.slurm import LOSSES, threads, visible
+from bench.run.remote import LOSSES, threads, visible
 from bench.run.store import Store
 
 PROGRESS_SECONDS = 1.0

@@ -80,7 +80,7 @@ def run_plan(
     """Compute what `store` lacks of `plan` and write the files of `bench.run.outputs` into its root.
 
     jobs: cells at once; default: one per core on a CPU, one per GPU. device: see `bench.run.devices`. options: of the
-    executor, see `bench.run.slurm.Options`; Ray has `address`. timeout: seconds per cell; default: the suite's limit.
+    executor, see `bench.run.slurm_jobs.Options`; Ray has `address`. timeout: seconds per cell; default: the suite's.
     progress: show it. on_event: called for each `Event`.
 
     Raises `UserError` for a device or executor that does not exist, or a device that is needed and not here, and

@@ -17,7 +17,8 @@ from bench.api import EvalSpec, NetSpec, TaskSpec
 from bench.data import outside
 from bench.errors import MissingData, UserError
 from bench.nets import initialise, stack
-from bench.report.measures import LAYOUTS, measure_tables
+from bench.report.layouts import LAYOUTS
+from bench.report.measures import measure_tables
 from bench.run import Store, run_plan
 from bench.task import LiveTask
 from bench.train.trainer import Handle

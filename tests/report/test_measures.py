@@ -7,7 +7,8 @@ from make_run import Maker
 
 import bench.report
 from bench.report import measures
-from bench.report.measures import Layout, Shown, measure_tables
+from bench.report.layouts import Layout, Shown
+from bench.report.measures import measure_tables
 
 METRICS = {"auroc": Shown("AUROC", "high"), "fpr95": Shown("FPR95", "low")}
 LAYOUT = Layout(

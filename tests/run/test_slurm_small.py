@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from bench.cli import run as command_line
 from bench.errors import UserError
-from bench.run import Store, run_plan, slurm
+from bench.run import Store, run_plan, slurm, slurm_jobs
 from bench.run.executors import EXECUTORS
 from bench.run.job import Job
 
@@ -36,19 +36,22 @@ def keys(packs):
 
 
 def test_short_cells_share_a_job_and_long_ones_do_not():
-    options = slurm.Options(pack=10, time=60)
+    options = slurm_jobs.Options(pack=10, time=60)
     jobs = [job("long", 2000), job("a", 300), job("b", 200), job("c", 200), job("d", 100)]
-    assert keys(slurm.pack(jobs, lambda one: one.weight, options)) == [["long"], ["a", "b", "d"], ["c"]]
+    assert keys(slurm_jobs.pack(jobs, lambda one: one.weight, options)) == [["long"], ["a", "b", "d"], ["c"]]
 
 
 def test_a_job_holds_no_more_than_half_its_time_limit():
     jobs = [job(index, 100) for index in range(6)]
-    assert [len(cells) for cells in slurm.pack(jobs, lambda one: one.weight, slurm.Options(time=10))] == [3, 3]
+    assert [len(cells) for cells in slurm_jobs.pack(jobs, lambda one: one.weight, slurm_jobs.Options(time=10))] == [
+        3,
+        3,
+    ]
 
 
 def test_cells_of_unknown_duration_are_packed_by_number_longest_first():
     jobs = [job(index, index) for index in range(10)]
-    packs = slurm.pack(jobs, lambda one: None, slurm.Options(cells=4))
+    packs = slurm_jobs.pack(jobs, lambda one: None, slurm_jobs.Options(cells=4))
     assert keys(packs) == [["9", "8", "7", "6"], ["5", "4", "3", "2"], ["1", "0"]]
 
 
@@ -57,16 +60,16 @@ def test_cells_that_ask_for_different_machines_never_share_a_job():
         job("a"), job("gpu", device="cuda"), job("t1", timed=True), job("b"), job("wide", threads=4),
         job("t2", timed=True),
     ]  # fmt: skip
-    packs = slurm.pack(jobs, lambda one: 1.0, slurm.Options())
+    packs = slurm_jobs.pack(jobs, lambda one: 1.0, slurm_jobs.Options())
     assert sorted(keys(packs)) == [["a", "b"], ["gpu"], ["t1"], ["t2"], ["wide"]]
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 3000), st.booleans()), max_size=40), st.integers(1, 8), st.integers(1, 60))
 def test_every_cell_is_in_exactly_one_job_that_has_room_for_it(cells, most, minutes):
-    options = slurm.Options(cells=most, pack=minutes)
+    options = slurm_jobs.Options(cells=most, pack=minutes)
     jobs = [job(index, weight) for index, (weight, _) in enumerate(cells)]
     known = {str(index): weight if told else None for index, (weight, told) in enumerate(cells)}
-    packs = slurm.pack(jobs, lambda one: known[one.key], options)
+    packs = slurm_jobs.pack(jobs, lambda one: known[one.key], options)
     assert sorted(key for cells in keys(packs) for key in cells) == sorted(one.key for one in jobs)
     for members in keys(packs):
         unknown = sum(known[key] is None for key in members)
@@ -75,17 +78,17 @@ def test_every_cell_is_in_exactly_one_job_that_has_room_for_it(cells, most, minu
 
 
 def test_durations_are_learned_by_kind_and_kept(tmp_path):
-    rates = slurm.Rates(tmp_path)
+    rates = slurm_jobs.Rates(tmp_path)
     assert rates.seconds(job("a")) is None
     (tmp_path / "slurm").mkdir()
     for seconds in (10.0, 20.0, 600.0):
         rates.learn(job("a", 2.0), seconds)
     rates.keep()
-    again = slurm.Rates(tmp_path)
+    again = slurm_jobs.Rates(tmp_path)
     assert again.seconds(job("b", 5.0)) == 50.0
     assert again.seconds(job("c", 5.0, kind="evaluate")) is None
     again.file.write_text("torn")
-    assert slurm.Rates(tmp_path).seconds(job("b")) is None
+    assert slurm_jobs.Rates(tmp_path).seconds(job("b")) is None
 
 
 # ------------------------------------------------------------------------------------ commands, states, options
@@ -93,12 +96,12 @@ def test_durations_are_learned_by_kind_and_kept(tmp_path):
 
 def test_the_command_asks_for_what_the_cells_need():
     folder = Path("/runs/my run/slurm/ab12")
-    command = slurm.submission(slurm.Options(), [[job("a", threads=3)], [job("b", threads=3)]], folder)
+    command = slurm_jobs.submission(slurm_jobs.Options(), [[job("a", threads=3)], [job("b", threads=3)]], folder)
     assert {"--array=0-1", "--cpus-per-task=3", "--time=240", "--signal=B:USR1@120", "--requeue"} <= set(command)
     assert not [word for word in command if word.startswith(("--gres", "--mem", "--partition", "--exclusive"))]
     assert command[-1] == f"exec {sys.executable} -m bench.run.slurm_node '/runs/my run/slurm/ab12'"
-    given = slurm.Options(partition="gpu", memory="16G", cpus=8, sbatch="--account=me --qos 'very high'")
-    command = slurm.submission(given, [[job("a", device="cuda", timed=True)]], folder)
+    given = slurm_jobs.Options(partition="gpu", memory="16G", cpus=8, sbatch="--account=me --qos 'very high'")
+    command = slurm_jobs.submission(given, [[job("a", device="cuda", timed=True)]], folder)
     asked = {"--gres=gpu:1", "--mem=16G", "--partition=gpu", "--exclusive", "--cpus-per-task=8", "--account=me"}
     assert asked <= set(command)
     assert command[command.index("--qos") + 1] == "very high"
@@ -106,7 +109,7 @@ def test_the_command_asks_for_what_the_cells_need():
 
 def test_states_are_read_as_squeue_writes_them():
     text = "17|0|RUNNING|None\n17|1|PENDING|Resources\n9|12|TIMEOUT|TimeLimit \nslurm_load_jobs error\n"
-    assert slurm.parse_states(text) == {
+    assert slurm_jobs.parse_states(text) == {
         "17_0": ("RUNNING", "None"), "17_1": ("PENDING", "Resources"), "9_12": ("TIMEOUT", "TimeLimit"),
     }  # fmt: skip
 
@@ -115,7 +118,7 @@ def test_states_are_read_as_squeue_writes_them():
     ("ended", "state"), [("TIMEOUT", "timeout"), ("OUT_OF_MEMORY", "oom"), ("NODE_FAIL", "killed"), ("", "killed")]
 )
 def test_the_end_of_a_job_names_the_state_of_its_cell(ended, state):
-    assert slurm.end_of(ended)[0] == state
+    assert slurm_jobs.end_of(ended)[0] == state
 
 
 @pytest.mark.parametrize(
@@ -124,8 +127,8 @@ def test_the_end_of_a_job_names_the_state_of_its_cell(ended, state):
 )
 def test_wrong_options_are_named(words, said):
     with pytest.raises(UserError, match=said):
-        slurm.read_options(words)
-    assert slurm.read_options({"time": "90", "partition": "gpu"}) == slurm.Options(time=90, partition="gpu")
+        slurm_jobs.read_options(words)
+    assert slurm_jobs.read_options({"time": "90", "partition": "gpu"}) == slurm_jobs.Options(time=90, partition="gpu")
 
 
 def test_the_executor_is_registered_and_others_take_no_options(tmp_path):
@@ -162,7 +165,7 @@ class Node:
             for cell in cells
         ]  # fmt: skip
         path = [str(ROOT), str(Path(fakes.__file__).parent)]
-        given = slurm.Options(**options).model_dump()
+        given = slurm_jobs.Options(**options).model_dump()
         batch = {"path": path, "preload": ["bench.run.worker"], "options": given, "jobs": [jobs]}
         (self.folder / "batch.json").write_text(json.dumps(batch))
 
