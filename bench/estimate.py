@@ -163,7 +163,7 @@ class _Trials:
         self.device_room: float | None = None
         self._finished = store.finished()
         self._looks: dict[str, str] = {}  # key of a planned cell -> what others see of it; equal ones cost the same
-        self._stands: dict[str, str] = {}  # the same look -> key in the scratch store that others can build on
+        self._stands: dict[str, str] = {}  # what a cell is, or else the same look -> key in the scratch store to build on
         self._costs: dict[str, Cost] = {}  # what a cell is (its sort) -> cost
         self._known: dict[str, str] = {}  # the same -> look
         self._empty: float | None = None  # seconds of a cell that does nothing
@@ -210,11 +210,12 @@ class _Trials:
     def _learn(self, cell: Cell, sort: str, result: Mapping[str, Any]) -> None:
         """Take what a stored cell took, and let others build on it."""
         look = self._known[sort] = self._looks[cell.key] = self._look(cell, sort, self.store, cell.key)
-        if look not in self._stands:
+        if sort not in self._stands:
             source, target = self.store.cell(cell.key).absolute(), self.scratch.cell(cell.key)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(source, target_is_directory=True)
-            self._stands[look] = cell.key
+            self._stands[sort] = cell.key
+            self._stands.setdefault(look, cell.key)
         if not result.get("usage", {}).get("resumed"):  # else its seconds are those of the last try alone
             device = (result.get("profile") or {}).get("peak_device_MiB")
             self._costs.setdefault(sort, Cost(float(result["seconds"]), None, device))
@@ -255,8 +256,11 @@ class _Trials:
         return note if note.startswith(NEVER) else f"{NEVER}: {self._labels[name]}: {note}"
 
     def _stand(self, name: str) -> str | None:
-        """Return the key in the scratch store that stands for a cell; None where there is nothing to build on."""
-        return self._stands.get(self._looks[name])
+        """Return the key in the scratch store that stands for a cell; None where there is nothing to build on.
+
+        One of its own sort, if there is one: only that has the same intermediate sets.
+        """
+        return self._stands.get(self._sorts[name]) or self._stands.get(self._looks[name])
 
     def _run(self, fresh: Mapping[str, Cell]) -> None:
         """Make one trial for each sort, and note what it tells."""
@@ -277,6 +281,7 @@ class _Trials:
             self.device_room = found["device_room_MiB"] or self.device_room
             if found["whole"]:
                 look = self._known[sort] = self._look(cell, sort, self.scratch, trial.key)
+                self._stands[sort] = trial.key
                 self._stands.setdefault(look, trial.key)
 
     def _start(self, like: Cell) -> float:

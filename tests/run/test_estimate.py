@@ -88,6 +88,21 @@ def test_what_is_stored_is_built_on(plan, ran, tmp_path):
     assert (rest.tried, rest.unknown, rest.rows[0].todo) == (2, 0, 2 * SEEDS)
 
 
+@pytest.mark.parametrize("stored", [False, True])
+def test_intermediate_sets_are_those_of_their_own_method(stored, tmp_path):
+    """Two methods make sets of one form; what looks into the course of the second is not tried on the first."""
+    values = values_of(["random", "estimate_fakes:Sleeps"], seeds=1)
+    values["evaluators"].append({"name": "cost", "params": {"looks": [0.5], "replicates": 1}})
+    plan = bench.suite.plan(bench.suite.from_values(values, "tiny"))
+    store = Store(tmp_path)
+    if stored:
+        sets = [cell for cell in plan.cells if cell.kind == "distil"]
+        assert run_plan(replace(plan, cells=sets), store, jobs=1, device="cpu", progress=False).exit_code == 0
+    found = tried(plan, store)
+    assert found.unknown == 0
+    assert not any("failed" in note for row in found.rows for note in row.notes)
+
+
 def test_a_small_memory_is_told(plan, found, tmp_path):
     low = tried(plan_of(["random"], 1), Store(tmp_path / "none"), host_room=10.0)
     assert [row.fits for row in low.rows] == [False]
