@@ -163,7 +163,9 @@ class _Trials:
         self.device_room: float | None = None
         self._finished = store.finished()
         self._looks: dict[str, str] = {}  # key of a planned cell -> what others see of it; equal ones cost the same
-        self._stands: dict[str, str] = {}  # what a cell is, or else the same look -> key in the scratch store to build on
+        self._stands: dict[
+            str, str
+        ] = {}  # what a cell is, or else the same look -> key in the scratch store to build on
         self._costs: dict[str, Cost] = {}  # what a cell is (its sort) -> cost
         self._known: dict[str, str] = {}  # the same -> look
         self._empty: float | None = None  # seconds of a cell that does nothing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -134,6 +135,40 @@ def test_one_network_without_any_spread_is_judged_by_the_margin():
     known = baseline.make([run])
     assert {one.verdict for one in failed(worlds.lose(run, "dm", 2.1), known, only_accuracy=True)} == {"worse"}
     assert failed(worlds.lose(run, "dm", -0.2), known, only_accuracy=True) == []
+
+
+def one_set(kinds: int):
+    """A run of one set that so many kinds of networks, two of each, were trained on; and its places."""
+    run = worlds.base(seeds=1)
+    where, values = next(iter(run.accuracy.items()))
+    run.accuracy = {where._replace(network=f"network{k}"): copy.deepcopy(values) for k in range(kinds)}
+    return run, list(run.accuracy)
+
+
+def by_points(run, places, points):
+    """Take points from each place, a little more from one of its two networks."""
+    for where, lost in zip(places, points, strict=True):
+        run.accuracy[where] = {0: {e: v - (lost + 0.08 * e) / 100 for e, v in run.accuracy[where][0].items()}}
+    return run
+
+
+@pytest.mark.parametrize(
+    ("points", "verdicts"),
+    [
+        ([9, 0, 1, -1, 0], ["unclear", "ok", "ok", "ok", "ok"]),  # rounding moves single kinds of networks
+        ([5, 4, 5, 6, 3], ["worse"] * 5),
+        ([9, 9, -9, -9, 9], ["unclear", "unclear", "better", "better", "unclear"]),
+        ([9, 0], ["worse", "ok"]),  # too few to tell
+    ],
+)
+def test_kinds_of_networks_on_one_set_are_judged_together(points, verdicts):
+    run, places = one_set(len(points))
+    known = baseline.make([run])
+    found = check(by_points(run, places, points), known, Limits(only_accuracy=True))
+    assert [one.verdict for one in found if one.kind == "accuracy"] == verdicts
+    mean = np.mean(points) + 0.04
+    for one in found:
+        assert (f"changed by {-mean:+.1f} points" in one.reason) == (one.verdict == "unclear")
 
 
 # ------------------------------------------------------------------------------------ cells
