@@ -102,8 +102,8 @@ def differentiate(
     """Run the inner loop and return the outer loss with its derivatives.
 
     step_loss(w, *batch): inner loss at weights w [P], 0-d. outer_loss(w_T): 0-d. weights: w_0, float [P].
-    batches: T functions that build their batch from the leaves, with a graph; they are called twice and must return
-    the same each time (draw augmentation parameters before, not inside). rates: float [T]. leaves: tensors that
+    batches: T functions that build their batch from the leaves, with a graph; they are called up to twice and must
+    return the same each time (draw augmentation parameters before, not inside). rates: float [T]. leaves: tensors that
     require a gradient. fast: the same `step_loss` in compiled functions, used where it is compiled. Raises
     `ValueError` for `window` without a size or another mode with one.
     """

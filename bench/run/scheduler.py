@@ -171,6 +171,7 @@ class _Runner:
         self._write()
         if self.interrupts:
             raise KeyboardInterrupt
+        self.store.tidy()
         failures = [
             (cell, self.board.state[cell.key], self.board.reason[cell.key])
             for cell in self.plan.cells

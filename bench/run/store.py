@@ -177,6 +177,17 @@ class Store:
 
     # -------------------------------------------------------------------------------- tidying
 
+    def tidy(self) -> None:
+        """Remove what processes that were killed just after publishing left of their cells: claims and work."""
+        for key in {path.name for kind in ("claims", "work") for path in self.root.glob(f"{kind}/*")}:
+            if not self.cell(key).is_dir():
+                continue
+            with suppress(OSError):  # a store that is full or must not be written stays as it is
+                claim = self.claim(key)
+                if claim is not None:
+                    with claim:
+                        shutil.rmtree(self.root / "work" / key, ignore_errors=True)
+
     def gc(self, keep: Collection[str], *, dry_run: bool = False) -> Removed:
         """Delete cells, work, failures and claims of all keys not in `keep`, and everything set aside as damaged.
 

@@ -226,6 +226,23 @@ def test_gc_removes_what_nobody_refers_to(tmp_path):
     assert store.gc({kept}).entries == 1  # nobody computes `busy` any more
 
 
+def test_tidying_removes_what_a_kill_just_after_publishing_leaves(tmp_path):
+    """A claim and a work folder of a finished cell; those of cells at work and of unfinished ones stay."""
+    store = Store(tmp_path)
+    done, shared, unfinished = "aa" * 10, "bb" * 10, "cc" * 10
+    for key in (done, shared):
+        publish(store, key)
+    for key in (done, shared, unfinished):
+        (store.work(key) / "checkpoint").write_bytes(b"x")
+        (tmp_path / "claims").mkdir(exist_ok=True)
+        (tmp_path / "claims" / key).write_text(json.dumps(claims._machine()))  # its process is gone
+    with store.claim(shared):
+        store.tidy()
+        assert {path.name for path in (tmp_path / "claims").iterdir()} == {shared, unfinished}
+        assert {path.name for path in (tmp_path / "work").iterdir()} == {shared, unfinished}
+    assert store.result(done)
+
+
 # ------------------------------------------------------------------------------------ claims
 
 
