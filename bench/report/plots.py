@@ -7,8 +7,12 @@ subtitle names the preset and what made the numbers.
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
+import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +31,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from bench.report import cost, grid
 from bench.report.results import Results, groups_of, summarise
 from bench.report.table import DASH, file_name
+from bench.run.provenance import usable_cores
 
 COLOURS = (
     "#0072B2",
@@ -58,6 +63,8 @@ SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # text that can be searched and read aloud, in half the time of outlines
     "figure.facecolor": "white",
 }
+MANY = 8
+"""Plots from which on several processes draw them."""
 GAP = 15.0
 """Distance between two names beside lines, in points."""
 LETTER = 0.0135
@@ -66,26 +73,51 @@ LETTER = 0.0135
 
 @dataclass(frozen=True)
 class Plot:
-    """One figure. name: file name without ending."""
+    """One figure. name: file name without ending. draw: makes it, which may be left to another process."""
 
     name: str
     title: str
-    figure: Figure
+    draw: Callable[[], Figure]
 
 
 def write(results: Results, folder: Path) -> list[tuple[str, str]]:
     """Write all plots of a run; return (name, title) of each."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
     with matplotlib.rc_context(SETTINGS):
-        for plot in all_plots(results):
-            FigureCanvasAgg(plot.figure)
-            file = folder / plot.name
-            packed = {"compress_level": 1}  # an eighth larger, a quarter of the time less
-            plot.figure.savefig(f"{file}.png", dpi=150, metadata={"Software": None}, pil_kwargs=packed)
-            plot.figure.savefig(f"{file}.svg", metadata={"Date": None, "Creator": None})
-            written.append((plot.name, plot.title))
-    return written
+        plots = list(all_plots(results))
+        cores = usable_cores() if len(plots) >= MANY else 1
+        if cores == 1 or sys.platform != "linux" or threading.active_count() > 1:
+            _save(folder, plots)
+        else:  # a fork of a process with one thread is safe, and has matplotlib and the numbers at hand
+            fork = multiprocessing.get_context("fork").Process
+            shares = [plots[first::cores] for first in range(1, cores)]
+            others = [fork(target=_save_quietly, args=(folder, share), daemon=True) for share in shares]
+            for other in others:
+                other.start()
+            _save(folder, plots[::cores])
+            for other in others:
+                other.join()
+                if other.exitcode:
+                    raise OSError(f"plots could not be written to {folder}")
+    return [(plot.name, plot.title) for plot in plots]
+
+
+def _save_quietly(folder: Path, plots: Sequence[Plot]) -> None:
+    """Save plots in a process of their own; the first one speaks for all, and Ctrl-C is for it alone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        _save(folder, plots)
+    except OSError:
+        sys.exit(1)
+
+
+def _save(folder: Path, plots: Sequence[Plot]) -> None:
+    for plot in plots:
+        figure, file = plot.draw(), folder / plot.name
+        FigureCanvasAgg(figure)
+        packed = {"compress_level": 1}  # an eighth larger, a quarter of the time less
+        figure.savefig(f"{file}.png", dpi=150, metadata={"Software": None}, pil_kwargs=packed)
+        figure.savefig(f"{file}.svg", metadata={"Date": None, "Creator": None})
 
 
 def all_plots(results: Results) -> Iterator[Plot]:
@@ -225,7 +257,7 @@ class _Lines:
         longest = max((len(label) for _, _, label, _ in ends), default=0)
         self.axes.set_position((0.09, 0.12, 0.91 - max(0.18, LETTER * (longest + 2)), 0.74))
         _name_lines(self.figure, self.axes, ends)
-        return Plot(self.name, self.title, self.figure)
+        return Plot(self.name, self.title, lambda: self.figure)
 
 
 def _title_size(title: str) -> float:
@@ -282,7 +314,8 @@ def heatmaps(results: Results) -> Iterator[Plot]:
         values = rows.pivot_table(index="label", columns="network", values="mean").reindex(labels, columns=networks)
         name = file_name("cross_arch", dataset, ipc, *((selection, recipe, distil_network) if mixed else ()))
         title = f"Transfer to other networks, {dataset}, IPC {ipc}"
-        yield Plot(name, title, _heatmap(values, title, _subtitle(results, (selection, recipe, "", distil_network))))
+        subtitle = _subtitle(results, (selection, recipe, "", distil_network))
+        yield Plot(name, title, partial(_heatmap, values, title, subtitle))
 
 
 def _heatmap(values: pd.DataFrame, title: str, subtitle: str) -> Figure:

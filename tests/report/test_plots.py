@@ -23,7 +23,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def figures(run):
     with matplotlib.rc_context(plots.SETTINGS):
-        return {plot.name: plot for plot in plots.all_plots(run)}
+        return {plot.name: plot.draw() for plot in plots.all_plots(run)}
 
 
 def texts(figure) -> list[str]:
@@ -38,12 +38,12 @@ def test_the_plots_of_a_run(figures):
 
 
 def test_every_plot_names_its_preset(figures):
-    for plot in figures.values():
-        assert any("preset laptop" in text for text in texts(plot.figure)), plot.name
+    for name, figure in figures.items():
+        assert any("preset laptop" in text for text in texts(figure)), name
 
 
 def test_accuracy_over_ipc_draws_means_and_intervals(run, figures):
-    axes = figures["accuracy_ipc_mnist"].figure.axes[0]
+    axes = figures["accuracy_ipc_mnist"].axes[0]
     found = grid.summary(run, "accuracy")
     for container in axes.containers:
         line, _, (bars,) = container
@@ -55,13 +55,13 @@ def test_accuracy_over_ipc_draws_means_and_intervals(run, figures):
         ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
         assert ends == [pytest.approx([100 * row.low, 100 * row.high]) for row in own.itertuples()]
     assert len(axes.containers) == 4
-    assert {"random", "dc", "dsa", "dm", "full dataset"} <= set(texts(figures["accuracy_ipc_mnist"].figure))
+    assert {"random", "dc", "dsa", "dm", "full dataset"} <= set(texts(figures["accuracy_ipc_mnist"]))
 
 
 def test_a_method_keeps_its_colour(run, figures):
     colours = {}
-    for plot in figures.values():
-        for text in plot.figure.texts:
+    for figure in figures.values():
+        for text in figure.texts:
             if text.get_text() in run.labels:
                 colours.setdefault(text.get_text(), set()).add(text.get_color())
     assert all(len(found) == 1 for found in colours.values())
@@ -71,7 +71,7 @@ def test_a_method_keeps_its_colour(run, figures):
 def test_the_heatmap_prints_every_mean(run, figures):
     found = grid.summary(run, "cross_arch")
     expected = [f"{100 * mean:.1f}" for mean in found[found["dataset"] == "mnist"]["mean"]]
-    written = texts(figures["cross_arch_mnist_10"].figure)
+    written = texts(figures["cross_arch_mnist_10"])
     assert sorted(text for text in written if text.replace(".", "").isdigit()) == sorted(expected)
 
 
@@ -84,6 +84,34 @@ def test_files(run, tmp_path, monkeypatch):
     assert Image.open(tmp_path / f"{name}.png").width >= 800
     plots.write(run, tmp_path)
     assert (tmp_path / f"{name}.svg").read_bytes() == first
+
+
+@pytest.fixture
+def several(run, monkeypatch):
+    """Four plots, which is enough for three processes."""
+    chosen = list(itertools.islice(plots.all_plots(run), 4))
+    monkeypatch.setattr(plots, "all_plots", lambda results: iter(chosen))
+    monkeypatch.setattr(plots, "MANY", 4)
+    monkeypatch.setattr(plots, "usable_cores", lambda: 3)
+    monkeypatch.setattr(plots.threading, "active_count", lambda: 1)
+    return chosen
+
+
+def test_several_processes_write_the_same_files(run, several, tmp_path, monkeypatch):
+    names = plots.write(run, tmp_path / "many")
+    monkeypatch.setattr(plots, "usable_cores", lambda: 1)
+    assert plots.write(run, tmp_path / "one") == names
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert len(files) == 2 * len(several)
+    assert files == sorted(path.name for path in (tmp_path / "many").iterdir())
+    assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "many" / name).read_bytes() for name in files)
+
+
+def test_what_another_process_cannot_write_is_an_error_here(run, several, tmp_path, capfd):
+    (tmp_path / f"{several[1].name}.png").mkdir()
+    with pytest.raises(OSError, match="could not be written"):
+        plots.write(run, tmp_path)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @given(st.lists(st.floats(0, 300), max_size=20))
