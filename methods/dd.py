@@ -156,7 +156,8 @@ class DD(Method):
 
     def choices(self) -> Mapping[str, Any]:
         """Return what was chosen for speed."""
-        return {"inner loop": self.fast.choice, "graphs": self.graphs}
+        known = {"graphs": self.graphs} if self.graphs else {}
+        return {"inner loop": self.fast.choice, **known}
 
     def _compiled_step(self) -> CompiledStep:
         from bench import nets

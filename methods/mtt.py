@@ -180,7 +180,8 @@ class MTT(Parametrised):
 
     def choices(self) -> Mapping[str, Any]:
         """Return what was chosen for speed."""
-        return {"student": self.fast.choice, "graphs": self.graphs}
+        known = {"graphs": self.graphs} if self.graphs else {}
+        return {"student": self.fast.choice, **known}
 
     def _compiled_step(self) -> CompiledStep:
         from bench import nets
