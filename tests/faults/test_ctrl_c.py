@@ -32,6 +32,14 @@ READY = "import sys, signal, bench; print('up', flush=True); import bench.__main
 """Says so as soon as Python itself is there: what Ctrl-C does before that is Python's own."""
 
 
+@pytest.fixture(autouse=True)
+def sensitive():
+    """Whoever runs the tests in the background may ignore Ctrl-C; what is started here would inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory):
     file = tmp_path_factory.mktemp("suite") / "tiny.yaml"
