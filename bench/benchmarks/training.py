@@ -16,7 +16,7 @@ from bench.benchmarks.case import Case, Sides
 from bench.benchmarks.plain import training as field
 from bench.train import schedule
 from bench.train.recipe import Recipe
-from bench.train.step import WITH_BACKWARD, multiply_adds
+from bench.train.step import WITH_BACKWARD
 
 WHOLE = Recipe(epochs=1000, augment="dsa")
 """The evaluation that the cases are parts of: what the field calls the default."""
@@ -78,10 +78,10 @@ class Work:
 
     def reason(self) -> str | None:
         """Return why the whole evaluation would not be compiled, None where it would be."""
-        network, _, _ = nets.stack(self.spec, self.info.shape, self.info.classes, self.rngs()[:1])
+        network = nets.build(self.spec, self.info.shape, self.info.classes)
         batch = min(WHOLE.batch, len(self.labels))
         steps = schedule.total_steps(WHOLE, -(-len(self.labels) // batch))
-        work = WITH_BACKWARD * steps * batch * multiply_adds(network, self.images[:1])
+        work = WITH_BACKWARD * steps * batch * nets.multiply_adds(network, self.info.shape)
         return compiled.reason_against(work, self.device)
 
     def rngs(self) -> list[torch.Generator]:

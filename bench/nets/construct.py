@@ -76,7 +76,10 @@ def _template(spec: NetSpec | str | Mapping[str, Any], shape: Shape, classes: in
     module, _, function = architecture(resolved.arch).build.partition(":")
     builder: Callable[..., nn.Module] = getattr(importlib.import_module(module), function)
     with torch.device("meta"):
-        return builder(resolved, shape, classes)
+        network = builder(resolved, shape, classes)
+    names = [name for name, _ in network.named_parameters(remove_duplicate=False)]
+    network.tied = len(names) > len(list(network.parameters()))  # type: ignore[assignment]  # see `call`
+    return network
 
 
 def _reset_buffers(network: nn.Module) -> None:
@@ -140,17 +143,18 @@ def call(
     """Run a network with the given weights; return (logits, new buffers), or (features, new buffers).
 
     A pure function: nothing is written in place, so it may stand inside `torch.func.grad` and `torch.vmap`. The
-    new buffers are the old ones except for batch norm in training mode.
+    new buffers are the old ones except for batch norm in training mode. `functional_call` looks for weights with
+    several names each time; that there are none was found out once, when the network was built.
     """
-    state = {**parameters, **buffers}
+    state, tied = {**parameters, **buffers}, getattr(network, "tied", True)
     if features:
         from bench.nets.layers import Features
 
         state = {f"network.{name}": value for name, value in state.items()}
-        output = torch.func.functional_call(Features(network), state, (images,))
+        output = torch.func.functional_call(Features(network), state, (images,), tie_weights=tied)
         return output, {name: state[f"network.{name}"] for name in buffers}
     # functional_call writes replaced buffers back into the mapping it was given
-    output = torch.func.functional_call(network, state, (images,))
+    output = torch.func.functional_call(network, state, (images,), tie_weights=tied)
     return output, {name: state[name] for name in buffers}
 
 

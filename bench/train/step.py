@@ -173,21 +173,6 @@ def piece_size(spec: NetSpec, side: Sequence[int], images: int) -> int:
     return -(-images // pieces)
 
 
-def multiply_adds(module: nn.Module, example: Tensor) -> int:
-    """Return the multiply-adds of a forward pass of one image, counted on a network without numbers (meta device).
-
-    example: one image, of which only the shape counts.
-    """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    training = module.training
-    module.eval()
-    with FlopCounterMode(display=False) as counter:
-        module(torch.empty_like(example, device="meta", dtype=torch.float32))
-    module.train(training)
-    return counter.get_total_flops() // 2
-
-
 def _logits(module: nn.Module, params: Tensors, buffers: Tensors, images: Tensor) -> tuple[Tensor, Tensors]:
     """Return logits in the precision of the images, and the new buffers."""
     from bench.nets import call

@@ -24,7 +24,7 @@ from bench.lazy import F, torch
 from bench.train import losses, schedule
 from bench.train.batches import Batches
 from bench.train.recipe import Recipe
-from bench.train.step import WITH_BACKWARD, Step, multiply_adds, piece_size
+from bench.train.step import WITH_BACKWARD, Step, piece_size
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
@@ -131,7 +131,7 @@ def train(
     weight = outlier_weight if recipe.outlier_weight == "set" else recipe.outlier_weight
     exposed = outliers if weight and not recipe.use_steps else None
     data = Batches(images, target, exposed, augment.get(recipe.augment), rngs, recipe.cutmix)
-    work = _work(handle, recipe, images, batch, data.per_epoch(recipe.batch), steps)
+    work = _work(handle, recipe, info, batch, data.per_epoch(recipe.batch), steps)
     if (
         stack == "auto"
         and images.device.type == "cpu"
@@ -149,10 +149,13 @@ def train(
     return handle
 
 
-def _work(handle: Handle, recipe: Recipe, images: Tensor, batch: int, per_epoch: int, steps: Tensor | None) -> float:
+def _work(handle: Handle, recipe: Recipe, info: DatasetInfo, batch: int, per_epoch: int, steps: Tensor | None) -> float:
     """Return the multiply-adds of the whole training of one network; not of all, see `bench.train.step`."""
+    from bench import nets
+
     count = len(steps) if recipe.use_steps and steps is not None else schedule.total_steps(recipe, per_epoch)
-    return float(count * batch * multiply_adds(handle.module, images[:1]) * WITH_BACKWARD)
+    one = nets.multiply_adds(nets.build(handle.spec, info.shape, info.classes), info.shape)
+    return float(count * batch * one * WITH_BACKWARD)
 
 
 def _fresh(

@@ -109,17 +109,9 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_images(loss):
 # ---------------------------------------------------------------------------------------------- the choice
 
 
-def test_multiply_adds_of_the_default_network():
-    network, _, _ = bench.nets.stack(NetSpec(), (3, 32, 32), 10, generators(0))
-    convolutions = 3 * 128 * 9 * 32**2 + 128 * 128 * 9 * (16**2 + 8**2)
-    assert step.multiply_adds(network.train(), torch.empty(1, 3, 32, 32)) == convolutions + 128 * 16 * 10
-    assert network.training
-
-
 @pytest.mark.parametrize("replicates", [1, 3])
 def test_the_choice_is_made_by_the_work_of_one_network(traced, monkeypatch, info, images, labels, replicates):
-    network, _, _ = bench.nets.stack(SPEC, info.shape, info.classes, generators(0))
-    each = step.multiply_adds(network, images[:1])
+    each = bench.nets.multiply_adds(bench.nets.build(SPEC, info.shape, info.classes), info.shape)
     work = 3 * each * 4 * 3 * 2  # three epochs (half_reset) of two batches, counted as full ones
     for worth, expected in ((work, "compiled"), (work + 1, f"plain: a short run ({work:.0e} multiply-adds)")):
         monkeypatch.setattr(compiled, "WORTH", worth)
