@@ -32,7 +32,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+
+from bench.nets import call
 
 if TYPE_CHECKING:
     from bench.unroll_compiled import CompiledStep
@@ -83,7 +84,7 @@ class Flat:
 
     def __call__(self, vector: Tensor, images: Tensor) -> Tensor:
         """Return the outputs [n, K] of the network with weights `vector` [P]."""
-        return functional_call(self.network, {**self.unflatten(vector), **self.buffers}, (images,))
+        return call(self.network, self.unflatten(vector), self.buffers, images)[0]
 
 
 def differentiate(

@@ -316,10 +316,11 @@ def apply_all(network: nn.Module, states: Mapping[str, Tensor], images: Tensor, 
     K = 5, one thread, ms vmap / loop: 1x8x8, width 32, 10 images 57 / 91, 25: 35 / 42, 50: 35 / 30, 100: 34 / 24;
     3x32x32, width 128, 10 images 768 / 539. Not measured on a GPU, where few launches should win.
     """
+    from bench import nets
     from bench.train.trainer import choose_stack
 
     def one(state: dict[str, Tensor]) -> Tensor:
-        return torch.func.functional_call(network, state, (images,))
+        return nets.call(network, state, {}, images)[0]
 
     if choose_stack("auto", images.device, spec.network, spec.dataset.shape, len(images)) == "vmap":
         return torch.vmap(one)(dict(states))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from bench.errors import UserError
-from bench.lazy import torch
+from bench.lazy import F, torch
 from bench.report.results import Results, rows_of
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ COLUMNS = 10
 
 CLASSES = 20
 """Classes shown; a set with more shows the first ones."""
+
+GAP = 2
+"""White pixels around each image."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,6 @@ def image(distilled: DistilledSet, columns: int = COLUMNS, classes: int = CLASSE
     """
     from PIL.Image import fromarray
 
-    from bench.tv import torchvision
-
     images = to_pixels(distilled)
     labels = distilled.labels if distilled.labels.ndim == 1 else distilled.labels.argmax(1)
     width = min(columns, max(int((labels == index).sum()) for index in range(distilled.header.classes)))
@@ -91,8 +92,18 @@ def image(distilled: DistilledSet, columns: int = COLUMNS, classes: int = CLASSE
     tiles = torch.cat([_filled(row[:width], width) for row in rows])
     factor = max(1, 24 // tiles.shape[-1])  # small images are enlarged so that pixels stay visible
     tiles = tiles.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-    canvas = torchvision().utils.make_grid(tiles, nrow=width, padding=2, pad_value=1.0)
-    return fromarray((canvas.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
+    canvas = grid(tiles, width)
+    return fromarray((canvas.clamp(0, 1) * 255).round().byte().numpy())
+
+
+def grid(tiles: Tensor, width: int) -> Tensor:
+    """Return images [rows * width, c, h, w] side by side with white between and around them, [height, width, 3].
+
+    torchvision's make_grid, whose import would take longer than all the rest of the pictures.
+    """
+    tiles = F.pad(tiles, (GAP, 0, GAP, 0), value=1.0).expand(-1, 3, -1, -1)
+    canvas = tiles.unflatten(0, (-1, width)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    return F.pad(canvas, (0, 0, 0, GAP, 0, GAP), value=1.0)
 
 
 def _filled(row: Tensor, width: int) -> Tensor:

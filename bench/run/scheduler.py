@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,13 +87,15 @@ def run_plan(
     `KeyboardInterrupt` after SIGINT or SIGTERM, when the running cells have had a moment for a last checkpoint and
     everything finished is written.
     """
+    from bench.run.progress import display
+
     devices.check(device)
     make = EXECUTORS.get(executor)
     if options and executor in ("local", "inline"):
         raise UserError(f"executor {executor!r} has no options", hint="--executor slurm and ray have")
     made = {"options": options} if options else {}
     timeout = timeout or plan.suite.spec.limits.seconds
-    with _display(progress, plan) as show:
+    with display(plan.cells) if progress else nullcontext() as show:
         listeners = [listener for listener in (show, on_event) if listener]
         runner = _Runner(plan, store, device, jobs, timeout, fail_fast, listeners)
         runner.executor = make(jobs, runner.progressed, **made)
@@ -393,14 +395,3 @@ class _Runner:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-@contextmanager
-def _display(wanted: bool, plan: Any) -> Iterator[Callable[[Event], None] | None]:
-    if not wanted:
-        yield None
-        return
-    from bench.run.progress import display
-
-    with display(plan.cells) as show:
-        yield show

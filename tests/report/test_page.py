@@ -21,8 +21,9 @@ import bench.report
 from bench.api import DistilledSet, Header
 from bench.distilled import save
 from bench.errors import UserError
-from bench.report import results
+from bench.report import pictures, results
 from bench.report.page import environment
+from bench.tv import torchvision
 
 
 @pytest.fixture(scope="module")
@@ -271,6 +272,13 @@ def test_outliers_stand_below_the_images(tmp_path):
     ]
     assert image.getpixel((18, 2 + 34 * 10 + 16)) == (255, 255, 255)  # the gap
     assert value == image.getpixel((18, 2 + 34 * 11 + 16)) != (255, 255, 255)
+
+
+@pytest.mark.parametrize(("channels", "rows", "width"), [(1, 3, 4), (3, 2, 1), (3, 10, 10)])
+def test_images_stand_as_in_torchvisions_grid(channels, rows, width):
+    tiles = torch.rand(rows * width, channels, 5, 7)
+    expected = torchvision().utils.make_grid(tiles, nrow=width, padding=2, pad_value=1.0)
+    assert torch.equal(pictures.grid(tiles, width), expected.permute(1, 2, 0))
 
 
 def test_a_picture_of_an_unknown_decoder(tmp_path):
