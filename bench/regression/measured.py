@@ -13,7 +13,12 @@ from __future__ import annotations
 import hashlib
 import re
 import statistics
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import accumulate
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +39,8 @@ HARDWARE = ("system", "cpu", "device", "gpu", "threads")
 """What must be equal for seconds to be comparable; of the provenance of every cell."""
 SMALL = 16.0
 """MiB: a peak below this is mostly what the libraries take at their first call, and counts as if it were this."""
+NEAR, FEW = 5.0, 5
+"""Seconds around a cell in which calibrations tell how fast the machine was, and how many of them are enough."""
 
 
 class Where(NamedTuple):
@@ -59,7 +66,7 @@ Values = dict[int, dict[int, float]]
 class Sample:
     """What one cell took.
 
-    cpu, wall: seconds as multiples of one step of the calibration in the same run, `SHORT` ones as if of that length.
+    cpu, wall: seconds as multiples of one step of the calibration near that time, `SHORT` ones as if of that length.
     cpu_seconds, seconds: as measured. MiB: peak of a distillation, `SMALL` ones as if of that size; None for other
     cells.
     """
@@ -112,9 +119,9 @@ def read(folder: Path) -> Measured:
     store = Store(folder)
     stored = [found for key in dict.fromkeys(results.plan["key"]) if (found := _result(store, key))]
     whole = [found for found in stored if _is_whole(found)]
-    steps = _calibration(whole)
-    origin = _origin(stored, steps)
-    return Measured(results.suite, results.preset, _accuracies(results), cells, _costs(whole, steps), origin)
+    machines = _machines(whole)
+    origin = _origin(stored, machines)
+    return Measured(results.suite, results.preset, _accuracies(results), cells, _costs(whole, machines), origin)
 
 
 def _accuracies(results: Results) -> dict[Where, Values]:
@@ -152,34 +159,54 @@ def _is_whole(result: dict[str, Any]) -> bool:
     return usage is not None and usage["own_process"] and not usage["resumed"]
 
 
-def _calibration(stored: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
-    """Return CPU seconds and seconds of one step of the calibration by hardware: means over the cells of the run.
+class _Machine:
+    """How fast one kind of hardware was in the course of a run.
 
-    The steps after a cell see one moment, the cell saw many. Measured on two cores with eight busy processes: the
-    medians of two seeds vary from run to run by 8 % as multiples of the mean over 30 cells, by 12 % as plain CPU
-    seconds, by 35 % on the wall, and by 80 % as a multiple of a calibration on the wall. With a dozen cells the mean is
-    noisy itself (14 % against 11 %), and yet unchanged runs raised fewer false alarms with it (0.5 %) than without
-    (2 %), because it follows the hours in which the whole machine is slow.
+    measured: (time, CPU seconds, seconds) of one step of the calibration at the end of a cell.
+
+    The steps after one cell see one moment of it, and their mean over a run nothing of the minutes in which a shared
+    machine is slow. Measured on two cores by two runs of the laptop preset, as the standard deviation of the logarithm
+    of the ratio between the times of equal cells: 0.24 by the mean over the run, 0.23 by the steps of the cell itself,
+    0.16 by those of all cells that ended in its course or within `NEAR` seconds of it.
     """
-    steps: dict[str, list[tuple[float, float]]] = {}
+
+    def __init__(self, measured: Iterable[tuple[float, float, float]]) -> None:
+        self.times, cpu, wall = zip(*sorted(measured), strict=True)
+        self.cpu, self.wall = ([0.0, *accumulate(values)] for values in (cpu, wall))
+
+    def step(self, begin: float = -inf, end: float = inf) -> tuple[float, float]:
+        """Return the mean CPU seconds and seconds of a step near that time; of the run where those are `FEW`."""
+        first, last = bisect_left(self.times, begin - NEAR), bisect_right(self.times, end + NEAR)
+        if last - first < FEW:
+            first, last = 0, len(self.times)
+        cpu, wall = ((sums[last] - sums[first]) / (last - first) for sums in (self.cpu, self.wall))
+        return cpu, wall
+
+
+def _machines(stored: list[dict[str, Any]]) -> dict[str, _Machine]:
+    """Return the speeds of the hardware that the cells were computed on."""
+    found: dict[str, list[tuple[float, float, float]]] = {}
     for result in stored:
         step = result["usage"]["calibration"]
         if step and step["version"] == VERSION:
-            steps.setdefault(_hardware(result), []).append((step["cpu_seconds"], step["seconds"]))
-    return {
-        name: (statistics.fmean(cpu for cpu, _ in rows), statistics.fmean(wall for _, wall in rows))
-        for name, rows in steps.items()
-    }
+            found.setdefault(_hardware(result), []).append(
+                (_time(result, "finished"), step["cpu_seconds"], step["seconds"])
+            )
+    return {name: _Machine(rows) for name, rows in found.items()}
 
 
-def _costs(stored: list[dict[str, Any]], steps: dict[str, tuple[float, float]]) -> list[Cost]:
+def _time(result: dict[str, Any], what: str) -> float:
+    return datetime.fromisoformat(result[what]).timestamp()
+
+
+def _costs(stored: list[dict[str, Any]], machines: dict[str, _Machine]) -> list[Cost]:
     """Return what the cells took by name, settings and hardware; nothing where no cell was calibrated."""
     found: dict[tuple[str, str, str], Cost] = {}
     for result in stored:
         hardware, usage = _hardware(result), result["usage"]
-        if hardware not in steps:
+        if hardware not in machines:
             continue
-        cpu_step, step = steps[hardware]
+        cpu_step, step = machines[hardware].step(_time(result, "started"), _time(result, "finished"))
         name, digest = re.sub(r", seed \d+", "", result["label"]), _digest(result["config"])
         peaks = [result.get("profile", {}).get(f"peak_{where}_MiB") for where in ("device", "host")]
         memory = next((peak for peak in peaks if peak is not None), None)
@@ -210,11 +237,13 @@ def _hardware(result: dict[str, Any]) -> str:
     return ", ".join(f"{name} {origin[name]}" for name in HARDWARE if name in origin)
 
 
-def _origin(stored: list[dict[str, Any]], steps: dict[str, tuple[float, float]]) -> dict[str, Any]:
+def _origin(stored: list[dict[str, Any]], machines: dict[str, _Machine]) -> dict[str, Any]:
     """Return when, by which code and on what the cells were computed; different values are all named."""
     facts = {name: _values(stored, name) for name in ("ddbench", "commit", "dirty", "python", "packages")}
     times = sorted(result[name] for result in stored for name in ("started", "finished"))
-    calibration = {name: {"cpu_seconds": cpu, "seconds": wall} for name, (cpu, wall) in steps.items()}
+    calibration = {
+        name: dict(zip(("cpu_seconds", "seconds"), one.step(), strict=True)) for name, one in machines.items()
+    }
     return {
         **facts,
         "started": times[:1],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,38 @@ def test_costs_are_multiples_of_the_calibration_of_the_run(tmp_path):
     assert distil.hardware == "system Linux, cpu made up, device cpu, threads 1"
     assert found.origin["calibration"][distil.hardware] == pytest.approx({"cpu_seconds": 0.002, "seconds": 0.02})
     assert (found.origin["commit"], found.origin["started"]) == (["abc"], ["2026-01-01T00:00:00+00:00"])
+
+
+def test_the_speed_of_a_machine_is_that_near_a_cell():
+    rng = random.Random(0)
+    rows = [(rng.uniform(0, 300), rng.uniform(1, 2), rng.uniform(2, 4)) for _ in range(200)]
+    machine = measured._Machine(rows)
+    for begin, end in ((-100, -50), (0, 1), (50, 51), (120, 180), (299, 300), (400, 500)):
+        near = [row for row in rows if begin - measured.NEAR <= row[0] <= end + measured.NEAR]
+        near = near if len(near) >= measured.FEW else rows  # nobody else was there: the mean over the run
+        assert machine.step(begin, end) == pytest.approx([statistics.fmean(row[i] for row in near) for i in (1, 2)])
+
+
+def test_a_slow_minute_of_the_machine_is_no_slower_cell(tmp_path):
+    def at(minute: int, slow: float) -> dict[str, Any]:
+        times = {"started": f"2026-01-01T00:{minute:02}:00+00:00", "finished": f"2026-01-01T00:{minute:02}:30+00:00"}
+        return {**times, "usage": usage(4.0 * slow, 0.001 * slow)}
+
+    keys = {f"m{minute}{n}": (minute, 1.0 if minute < 5 else 2.0) for minute in (1, 9) for n in range(measured.FEW)}
+    out = tmp_path / "run"
+    write(out, {}, [], {})
+    plan = json.loads((out / "suite.json").read_text())
+    for key, (minute, slow) in keys.items():
+        label = f"distil {key}, seed 0"
+        plan["plan"].append({**plan["plan"][0], "key": key, "label": label})
+        folder = out / "cells" / key[:2] / key
+        folder.mkdir(parents=True)
+        stored = {"key": key, "label": label, "state": "ok", "files": {}, "config": {}, "inputs": {}}
+        (folder / "result.json").write_text(json.dumps({**stored, "provenance": ORIGIN, **at(minute, slow)}))
+    (out / "suite.json").write_text(json.dumps(plan))
+    found = measured.read(out)
+    assert len(found.costs) == len(keys)
+    assert {round(sample.cpu) for cost in found.costs for sample in cost.samples} == {4000}
 
 
 @pytest.mark.parametrize(
