@@ -1,5 +1,7 @@
 """Drawing weights, stacking networks and running the stack."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from scipy import stats
 from bench import nets
 from bench.api import NetSpec
 from bench.errors import UserError
+from bench.nets import construct
 from bench.nets.layers import BatchNorm
 
 CIFAR, SMALL = (3, 32, 32), (2, 8, 8)
@@ -198,3 +201,19 @@ def test_second_derivatives_exist_for_every_norm():
 def test_build_accepts_names_mappings_and_specs():
     counts = {nets.parameter_count(form, SMALL, 5) for form in ("convnet-w8", {"width": 8}, NetSpec(width=8))}
     assert len(counts) == 1
+
+
+def twice(spec, shape, classes):
+    """Build a network that uses one layer twice, under two names."""
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 8))
+    network[3].weight = network[1].weight
+    return network
+
+
+def test_a_weight_with_two_names_never_becomes_two(monkeypatch):
+    known = replace(construct.architecture("mlp"), build=f"{__name__}:twice")
+    monkeypatch.setattr(construct, "architecture", lambda name: known)
+    network, params, buffers = nets.stack("mlp", (2, 2, 2), 8, [rng(0)])
+    one = {name: value[0] for name, value in params.items()}
+    with pytest.raises(ValueError, match="tied"):
+        nets.call(network, one, buffers, torch.zeros(3, 2, 2, 2))

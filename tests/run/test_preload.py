@@ -1,0 +1,21 @@
+"""The fork server has imported what cells of ddbench use."""
+
+import subprocess
+import sys
+
+PROGRAM = """
+import sys
+import bench.run.worker, bench.run.preload
+from bench.nets.spec import NETWORKS
+from bench.registry import ARTIFACTS, DECODERS, EVALUATORS, METHODS
+for registry in (METHODS, EVALUATORS, ARTIFACTS, DECODERS, NETWORKS):
+    for target in registry.builtin.values():
+        assert target.partition(":")[0] in sys.modules, target
+for name in ("torch._dynamo", "bench.loop", "bench.task", "bench.train.trainer", "bench.data.sources"):
+    assert name in sys.modules, name
+assert "sklearn" not in sys.modules  # a second at every start, and slower forks, for few cells
+"""
+
+
+def test_cells_find_what_they_need_imported():
+    subprocess.run([sys.executable, "-c", PROGRAM], check=True)
