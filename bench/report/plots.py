@@ -63,6 +63,8 @@ SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # text that can be searched and read aloud, in half the time of outlines
     "figure.facecolor": "white",
 }
+LEFT = 0.12
+"""Share of the width left of the axes: room for ticks such as 0.0005 and the name of the axis."""
 MANY = 8
 """Plots from which on several processes draw them."""
 GAP = 15.0
@@ -204,10 +206,10 @@ class _Lines:
     ) -> None:
         self.results, self.name, self.title = results, f"{name}_{ending}", f"{title}, {dataset}"
         self.figure = Figure(figsize=(8, 5))
-        self.axes = self.figure.add_axes((0.09, 0.12, 0.73, 0.74))
-        self.figure.text(0.09, 0.945, self.title, fontsize=_title_size(self.title), fontweight="bold")
+        self.axes = self.figure.add_axes((LEFT, 0.12, 0.82 - LEFT, 0.74))
+        self.figure.text(LEFT, 0.945, self.title, fontsize=_title_size(self.title), fontweight="bold")
         words = f"{subtitle}; bars: 95 % interval, cut at the frame"
-        self.axes.set_title("\n".join(textwrap.wrap(words, 108)), fontsize=9.5)
+        self.axes.set_title("\n".join(textwrap.wrap(words, 100)), fontsize=9.5)
         self.axes.set(xlabel=x, ylabel=y)
 
     def finish(
@@ -255,7 +257,7 @@ class _Lines:
             self.axes.set_ylim(max(0.0, min(heights) - room), min(100.0, max(heights) + room))
         self.figure.set_size_inches(8, max(5.0, GAP * (len(ends) + 1) / 72 / 0.74))  # room for all names
         longest = max((len(label) for _, _, label, _ in ends), default=0)
-        self.axes.set_position((0.09, 0.12, 0.91 - max(0.18, LETTER * (longest + 2)), 0.74))
+        self.axes.set_position((LEFT, 0.12, 1 - LEFT - max(0.18, LETTER * (longest + 2)), 0.74))
         _name_lines(self.figure, self.axes, ends)
         return Plot(self.name, self.title, lambda: self.figure)
 

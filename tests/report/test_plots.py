@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from make_run import make_run
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 import bench.report
@@ -66,6 +67,19 @@ def test_a_method_keeps_its_colour(run, figures):
                 colours.setdefault(text.get_text(), set()).add(text.get_color())
     assert all(len(found) == 1 for found in colours.values())
     assert len(set.union(*colours.values())) == len(colours) > 3
+
+
+def test_the_name_of_an_axis_is_inside_the_picture(figures):
+    logarithmic = [figure for figure in figures.values() if figure.axes[0].get_yscale() == "log"]
+    assert logarithmic
+    for figure in logarithmic:
+        axes = figure.axes[0]
+        before = axes.get_ylim()
+        axes.set_ylim(4e-4, 1)  # the longest ticks that are common: 0.0005
+        FigureCanvasAgg(figure).draw()
+        assert axes.yaxis.label.get_window_extent().x0 >= 0
+        assert axes._left_title.get_window_extent().x1 <= figure.bbox.x1
+        axes.set_ylim(before)
 
 
 def test_the_heatmap_prints_every_mean(run, figures):
