@@ -236,7 +236,8 @@ class Artifact(ABC):
 class Training:
     """A request for networks trained on the distilled set. Equal requests are trained once and shared.
 
-    One that differs only by not keeping the weights is served by the networks of the one that does.
+    Those that differ only by the number of networks, and by whether weights are kept, are served by one training of
+    the most networks.
 
     recipe: the resolved fields of `bench.train.recipe.Recipe`. snapshot: outer step of the distillation whose
     intermediate set is meant, None for the final one. weights: keep the weights, not only the logits on the test set.
@@ -270,7 +271,7 @@ class Trained:
     """Networks trained on a distilled set, as an evaluator sees them.
 
     logits: float32 [E, N, K] on the test set after the last epoch. weights: stacked parameters and buffers
-    [E, ...] where the request kept them. seconds: training time of all E.
+    [E, ...] where the request kept them. seconds: training time of all that were trained together, E or more.
     """
 
     training: Training

@@ -27,6 +27,7 @@ from bench.api import Distillation, DistilledSet, EvalSpec, NetSpec, TaskSpec, T
 from bench.errors import UserError
 from bench.profile import Profile
 from bench.run.job import Report
+from bench.train.rates import OF_ALL
 
 
 def derive_seed(seed: int, name: str) -> int:
@@ -195,6 +196,8 @@ class LiveTask:
         for planned in self._config()["trainings"]:
             if {k: v for k, v in planned.items() if k != "input"} == wanted:
                 tensors = load_file(self.inputs[planned["input"]] / "tensors.safetensors", device=str(self.device))
+                first = training.replicates  # more were trained where another evaluator asked for more
+                tensors = {name: value if name in OF_ALL else value[:first] for name, value in tensors.items()}
                 return Trained(
                     training,
                     logits=tensors["logits"],

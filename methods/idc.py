@@ -298,7 +298,7 @@ class IDC(Parametrised):
         target = F.one_hot(labels, self.task.spec.dataset.classes).to(images.dtype)
         if not self.params.cutmix:
             return images, target
-        cut = cutmix.draw(images[None], self.params.cutmix, [self.task.rng("cutmix")])
+        cut = cutmix.draw((1, *images.shape), self.params.cutmix, [self.task.rng("cutmix")])
         images, target = cutmix.mix(images[None], target[None], cut)
         return images[0], target[0]
 

@@ -24,12 +24,12 @@ class Cut(NamedTuple):
     inside: Tensor
 
 
-def draw(images: Tensor, probability: float, rngs: Sequence[Generator]) -> Cut:
-    """Draw for images [E, b, c, h, w], the e-th batch from rngs[e] alone."""
-    numbers = torch.stack([torch.rand(4, generator=rng, device=rng.device) for rng in rngs]).to(images.device)
-    partner = torch.stack([torch.randperm(images.shape[1], generator=rng, device=rng.device) for rng in rngs])
+def draw(shape: Sequence[int], probability: float, rngs: Sequence[Generator]) -> Cut:
+    """Draw for images of `shape` [E, b, c, h, w], the e-th batch from rngs[e] alone."""
+    numbers = torch.stack([torch.rand(4, generator=rng, device=rng.device) for rng in rngs])
+    partner = torch.stack([torch.randperm(shape[1], generator=rng, device=rng.device) for rng in rngs])
     mixed, lam, centre = numbers[:, 0] < probability, numbers[:, 1], numbers[:, 2:]
-    return Cut(partner.to(images.device), box(lam.where(mixed, 1), centre, images.shape[3], images.shape[4]))
+    return Cut(partner, box(lam.where(mixed, 1), centre, shape[3], shape[4]))
 
 
 def box(lam: Tensor, centre: Tensor, height: int, width: int) -> Tensor:
@@ -48,7 +48,8 @@ def box(lam: Tensor, centre: Tensor, height: int, width: int) -> Tensor:
 
 def mix(images: Tensor, target: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:
     """Return images [E, b, c, h, w] and float targets [E, b, K] with the boxes of their partners."""
+    partner, inside = (each.to(images.device) for each in cut)
     batch = torch.arange(len(images), device=images.device)[:, None]
-    mixed = torch.where(cut.inside[:, None, None], images[batch, cut.partner], images)
-    share = cut.inside.to(target.dtype).mean((1, 2))[:, None, None]
-    return mixed, target.lerp(target[batch, cut.partner], share)
+    mixed = torch.where(inside[:, None, None], images[batch, partner], images)
+    share = inside.to(target.dtype).mean((1, 2))[:, None, None]
+    return mixed, target.lerp(target[batch, partner], share)

@@ -34,6 +34,16 @@ class Draw:
     uniform: Tensor
 
 
+def joined(draws: Sequence[Draw]) -> Draw:
+    """Return draws of one strategy for groups of one size as one draw for all their groups."""
+    return Draw(
+        sum(draw.groups for draw in draws),
+        draws[0].shared,
+        torch.cat([draw.choice for draw in draws]),
+        torch.cat([draw.uniform for draw in draws]),
+    )
+
+
 class Augment:
     """An augmentation strategy (see `bench.augment.strategy`).
 

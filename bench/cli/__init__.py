@@ -13,6 +13,7 @@ import sys
 import tempfile
 import traceback
 import warnings
+from gc import set_threshold
 from typing import Any
 
 import typer
@@ -88,6 +89,7 @@ def main() -> None:
     if "" not in sys.path:  # the installed script: `module:attribute` in a suite may be a file beside the user
         sys.path.append(os.getcwd())
     warnings.formatwarning = _warning
+    set_threshold(100_000, 20, 20)  # of what plans, runs and reports make, next to nothing is garbage in cycles
     if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_DFL):
         signal.signal(signal.SIGINT, _interrupt)
     try:

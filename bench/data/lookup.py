@@ -28,6 +28,9 @@ OWN = ("npz:", "folder:")
 """Beginnings of names that stand for the user's own data."""
 
 
+PLUGINS = Registry("dataset", {}, "ddbench.datasets")
+
+
 @dataclass(frozen=True)
 class Found:
     """A dataset on this machine: its place, the files that make it up, and how to read them."""
@@ -48,14 +51,13 @@ def data_root() -> Path:
 @cache
 def entries() -> dict[str, Entry]:
     """Return all datasets: the built-in table, then plug-ins. A broken plug-in is left out with a warning."""
-    plugins = Registry("dataset", {}, "ddbench.datasets")
     found = dict(ENTRIES)
-    for name in plugins.names():
+    for name in PLUGINS.names():
         if name in ENTRIES:
             warnings.warn(f"plug-in dataset {name!r} is ignored: the name is built in", stacklevel=2)
             continue
         try:
-            plugin = plugins.get(name)
+            plugin = PLUGINS.get(name)
         except UserError as error:
             warnings.warn(str(error), stacklevel=2)
             continue
@@ -81,7 +83,7 @@ def entry_of(name: str) -> Entry:
     if ":" not in name:
         hint = f"{nearest(name, entries())}; own data: npz:PATH or folder:PATH"
         raise UserError(f"unknown dataset {name!r}", hint=hint)
-    entry = Registry("dataset", {}).get(name)
+    entry = PLUGINS.get(name)
     if not isinstance(entry, Entry):
         raise UserError(f"{name!r} is a {type(entry).__name__}", hint="it must be a bench.data.catalogue.Entry")
     return replace(entry, info=entry.info.model_copy(update={"name": name}))

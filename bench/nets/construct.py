@@ -46,10 +46,11 @@ def parameter_count(spec: NetSpec | str | Mapping[str, Any], shape: Shape, class
     return sum(parameter.numel() for parameter in _template(spec, shape, classes).parameters())
 
 
-def multiply_adds(network: nn.Module, shape: Shape) -> int:
+def multiply_adds(network: nn.Module, shape: Shape, weights: tuple[Tensors, Tensors] | None = None) -> int:
     """Return the multiply-adds of a forward pass of one image: of convolutions and linear layers, by counting.
 
-    Runs one image through the network, which is faster than the meta device is at its first use (a second).
+    Runs one image through the network, which is faster than the meta device is at its first use (a second). A
+    network without weights of its own, see `stack`, is given parameters and buffers of one.
     """
     total, training = 0, network.training
 
@@ -61,9 +62,10 @@ def multiply_adds(network: nn.Module, shape: Shape) -> int:
     if not layers:
         return 0
     hooks = [layer.register_forward_hook(count) for layer in layers]
-    weight = layers[0].weight
+    parameters, buffers = weights or (dict(network.named_parameters()), dict(network.named_buffers()))
+    network.eval()
     with torch.no_grad():
-        network.eval()(torch.zeros(1, *shape, device=weight.device, dtype=weight.dtype))
+        call(network, parameters, buffers, next(iter(parameters.values())).new_zeros(1, *shape))
     network.train(training)
     for hook in hooks:
         hook.remove()
@@ -132,6 +134,8 @@ def stack(
     resolved = resolve(parse(spec), shape)
     template = _template(resolved, shape, classes)
     parameters = {name: value.to(device) for name, value in _draw(template, rngs, resolved.init).items()}
+    if not any(True for _ in template.buffers()):
+        return template, parameters, {}
     one = build(resolved, shape, classes, device)
     buffers = {name: value.expand(len(rngs), *value.shape).clone() for name, value in one.named_buffers()}
     return template, parameters, buffers

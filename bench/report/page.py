@@ -7,8 +7,10 @@ archived and opened without a network. The same tables and plots lie beside it a
 from __future__ import annotations
 
 import base64
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ import pandas as pd
 
 import bench
 from bench.report import accuracy, claims, cost, measures, published, results, table
+from bench.report.beside import beside
+from bench.report.pictures import write as draw_sets
 from bench.report.results import DONE, Results, rows_of
 from bench.run.atomic import atomic_write
 
@@ -28,20 +32,24 @@ TROUBLES = 500
 def write(out: Path, reference: Path | None, stamp: str, *, pictures: bool = True) -> Path:
     """Write everything; see `bench.report.write`. stamp: fingerprint of the inputs, kept in the page."""
     run = results.load(out)
-    review, remark = read_reference(reference)
-    groups = {
-        "Accuracy": accuracy.accuracy_tables(run, review if remark[:1] == ("accuracy",) else None),
-        "Transfer to other networks": accuracy.cross_arch_tables(
-            run, review if remark[:1] == ("cross_arch",) else None
-        ),
-        "Cost": cost.cost_tables(run),
-        "Further measures": measures.measure_tables(run),
-        "Claims": claims.tables(run),
-    }
-    _clear(out / "tables", ("csv", "md", "tex"))
-    for one in (one for tables in groups.values() for one in tables):
-        table.write(one, out / "tables")
-    figures, sets = _pictures(run, out) if pictures else ([], [])
+    # the pictures need torch: in a fork, but not where this process has torch, whose threads a fork would lack
+    apart = [partial(draw_sets, run, out / "pictures")] if pictures and "torch" not in sys.modules else []
+    with beside(out / "pictures", *apart):
+        review, remark = read_reference(reference)
+        groups = {
+            "Accuracy": accuracy.accuracy_tables(run, review if remark[:1] == ("accuracy",) else None),
+            "Transfer to other networks": accuracy.cross_arch_tables(
+                run, review if remark[:1] == ("cross_arch",) else None
+            ),
+            "Cost": cost.cost_tables(run),
+            "Further measures": measures.measure_tables(run),
+            "Claims": claims.tables(run),
+        }
+        _clear(out / "tables", ("csv", "md", "tex"))
+        for one in (one for tables in groups.values() for one in tables):
+            table.write(one, out / "tables")
+        figures = _plots(run, out / "plots") if pictures else []
+    sets = _sets(run, out / "pictures") if pictures else []  # those the fork drew are not drawn again
     bad = run.states[~run.states["state"].isin(DONE)]
     listed = bad.loc[(bad["state"] == "skipped").sort_values(kind="stable").index[:TROUBLES]].sort_index()
     template = templates().get_template("report.html.j2")
@@ -95,21 +103,25 @@ def _clear(folder: Path, endings: tuple[str, ...]) -> None:
             path.unlink()
 
 
-def _pictures(run: Results, out: Path) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:
-    """Write plots and pictures; return what the page shows of them."""
-    from bench.report import pictures, plots
+def _plots(run: Results, folder: Path) -> list[dict[str, str]]:
+    """Write the plots; return what the page shows of them."""
+    from bench.report import plots
 
-    _clear(out / "plots", ("svg", "png"))
-    figures = [
-        {"title": title, "address": data_address(out / "plots" / f"{name}.svg"), "name": name}
-        for name, title in plots.write(run, out / "plots")
+    _clear(folder, ("svg", "png"))
+    return [
+        {"title": title, "address": data_address(folder / f"{name}.svg"), "name": name}
+        for name, title in plots.write(run, folder)
     ]
+
+
+def _sets(run: Results, folder: Path) -> list[dict[str, Any]]:
+    """Write the pictures of the sets; return what the page shows of them."""
     sets = []
-    for one in pictures.write(run, out / "pictures"):
+    for one in draw_sets(run, folder):
         title = f"{one.label}, {one.dataset}" + ("" if one.ipc is None else f", IPC {one.ipc}")
         address = data_address(one.path) if one.path else ""
         sets.append({"dataset": one.dataset, "title": title, "address": address, "reason": one.reason})
-    return figures, sets
+    return sets
 
 
 def _troubles(run: Results, cells: pd.DataFrame) -> list[dict[str, Any]]:

@@ -7,11 +7,7 @@ subtitle names the preset and what made the numbers.
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
-import sys
 import textwrap
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +25,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from bench.report import cost, grid
+from bench.report.beside import beside
 from bench.report.results import Results, groups_of, summarise
 from bench.report.table import DASH, file_name
 from bench.run.provenance import usable_cores
@@ -88,29 +85,10 @@ def write(results: Results, folder: Path) -> list[tuple[str, str]]:
     with matplotlib.rc_context(SETTINGS):
         plots = list(all_plots(results))
         cores = usable_cores() if len(plots) >= MANY else 1
-        if cores == 1 or sys.platform != "linux" or threading.active_count() > 1:
-            _save(folder, plots)
-        else:  # a fork of a process with one thread is safe, and has matplotlib and the numbers at hand
-            fork = multiprocessing.get_context("fork").Process
-            shares = [plots[first::cores] for first in range(1, cores)]
-            others = [fork(target=_save_quietly, args=(folder, share), daemon=True) for share in shares]
-            for other in others:
-                other.start()
-            _save(folder, plots[::cores])
-            for other in others:
-                other.join()
-                if other.exitcode:
-                    raise OSError(f"plots could not be written to {folder}")
+        first, *others = (plots[start::cores] for start in range(cores))
+        with beside(folder, *(partial(_save, folder, share) for share in others)):
+            _save(folder, first)
     return [(plot.name, plot.title) for plot in plots]
-
-
-def _save_quietly(folder: Path, plots: Sequence[Plot]) -> None:
-    """Save plots in a process of their own; the first one speaks for all, and Ctrl-C is for it alone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        _save(folder, plots)
-    except OSError:
-        sys.exit(1)
 
 
 def _save(folder: Path, plots: Sequence[Plot]) -> None:

@@ -117,7 +117,7 @@ class _Running:
 class Local:
     """One process per cell from a fork server on this machine."""
 
-    preload: tuple[str, ...] = ("bench.run.worker", "bench.run.preload")
+    preload: tuple[str, ...] = ("bench.run.preload",)
     """Modules that the fork server imports, so that cells do not have to."""
     grace = GRACE
 

@@ -1,4 +1,4 @@
-"""What the fork server imports besides torch, so that no cell pays for it: everything that ddbench's own cells use.
+"""What the fork server imports, so that no cell pays for it: everything that ddbench's own cells use.
 
 A part that does not import is left to the cells that need it, which then say so themselves. Left to them are plug-ins,
 and scikit-learn, which few use: every loaded page makes every fork, and every end of a cell, slower.
@@ -9,10 +9,12 @@ import importlib
 import warnings
 from contextlib import suppress
 
+from bench.data.lookup import PLUGINS
 from bench.nets.spec import NETWORKS
 from bench.registry import ARTIFACTS, DECODERS, EVALUATORS, METHODS
 
 MODULES = (
+    "bench.run.worker",  # and with it torch
     "torch._dynamo",  # else imported by the first torch.optim optimiser of every cell
     "PIL.Image",
     "bench.task",
@@ -24,6 +26,7 @@ MODULES = (
     "bench.nets.resnet",
 )
 
+gc.disable()  # collections between imports find next to nothing, and take a third of the time
 with warnings.catch_warnings(action="ignore"):  # the runner has told what there is to tell
     for module in MODULES:
         with suppress(Exception):
@@ -32,6 +35,8 @@ with warnings.catch_warnings(action="ignore"):  # the runner has told what there
         for name in registry.builtin:
             with suppress(Exception):
                 registry.get(name)
+    with suppress(Exception):
+        PLUGINS.names()  # looks through all installed packages, which every cell would do again
 
-gc.collect()
 gc.freeze()  # a collection in a cell would otherwise write to, and so copy, every page of what was imported
+gc.enable()

@@ -3,7 +3,7 @@
 Seconds say little on a machine that does other work, or on another machine. Beside them stand those of a fixed piece of
 work, a training step of a small ConvNet, repeated in the same process, on the same device, with the same number of
 threads. It runs when the result is there and the peaks of memory have been read, draws no random numbers and touches
-nothing of the cell: about 25 ms of CPU, only where the cell took long enough to be compared.
+nothing of the cell: about 15 ms of CPU, only where the cell took long enough to be compared.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ VERSION = 1
 """Of the fixed piece of work: its seconds are comparable within one version only."""
 SHORT = 0.2
 """Seconds: what takes less is mostly opening files; the machine is not measured beside it."""
-WARM_UP, STEPS = 2, 10
+WARM_UP, STEPS = 1, 5
 """Few: what is compared with is the mean over many cells of a run (`bench.regression.measured`)."""
 
 

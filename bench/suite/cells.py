@@ -6,7 +6,7 @@ twice is one cell, and asking for an artifact is the same as planning it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from bench.errors import UserError
 from bench.nets import spec as nets
 from bench.registry import ARTIFACTS, METHODS
 from bench.suite import weights
-from bench.suite.keys import canonical, key, network_fields, recipe_fields, task_config, training_fields
+from bench.suite.keys import key, network_fields, recipe_fields, task_config, training_fields
 from bench.suite.problems import Problems, call, validate
 from bench.suite.resolve import Chosen, Variant, plugin, resolved
 
@@ -72,7 +72,7 @@ class Cells:
             if trainings is not None and steps is not None and others is not None:
                 requests.append((evaluator, trainings, others))
                 snapshots |= steps
-        kept = {_without_weights(one) for _, trainings, _ in requests for one in trainings if one.weights}
+        served = _served(training for _, trainings, _ in requests for training in trainings)
         coords = coordinates(variant, seed)
         timed = any(evaluator.kind.timed for evaluator in chosen)
         distilled = self.found.attempt(variant.path, self._distil, variant, task, coords, timed, sorted(snapshots))
@@ -82,7 +82,7 @@ class Cells:
                 if sets is not None:
                     sets[""] = distilled
                     self.found.attempt(
-                        evaluator.path, self._evaluate, evaluator, spec, coords, sets, trainings, kept, others
+                        evaluator.path, self._evaluate, evaluator, spec, coords, sets, trainings, served, others
                     )
 
     def _sets(self, others: Mapping[str, Variant], coords: Mapping[str, Any]) -> dict[str, str]:
@@ -117,26 +117,25 @@ class Cells:
         coords: dict[str, Any],
         sets: Mapping[str, str],
         trainings: list[Training],
-        kept: set[str],
+        served: Mapping[Any, Training],
         others: Mapping[str, Variant],
     ) -> str:
         """Plan an evaluation.
 
-        sets: keys of the distillations by name, the one under evaluation under "". kept: requests of which another
-        evaluator wants the weights; they serve all. others: what the further distillations are.
+        sets: keys of the distillations by name, the one under evaluation under "". served: what is trained for all
+        evaluators that ask alike. others: what the further distillations are.
         """
         task = self._task(spec.task)
         inputs, requests = {f"set {name}" if name else "distilled": key for name, key in sets.items()}, []
         for index, training in enumerate(trainings):
             name = f"trained{index}"
-            fields = training_fields(training)
-            trained = {**fields, "weights": training.weights or bool(kept and _without_weights(training) in kept)}
+            trained = training_fields(served[_alike(training)])
             network = resolved(training.network, spec.task.dataset.shape)
             own, places = spec.task, coords
             if alone := _baseline(training, others):  # then nothing of the set under evaluation matters
                 own, places = alone.task, coordinates(alone, alone.task.seed)
             inputs[name] = self._networks(trained, network, own, self._task(own), places, _trained_on(training, sets))
-            requests.append({**fields, "input": name})
+            requests.append({**training_fields(training), "input": name})
         who = f"evaluator {evaluator.name!r}"
         needs = self._needs(who, evaluator.kind, evaluator.params, spec, spec.task)
         if taken := needs.keys() & inputs.keys():
@@ -298,9 +297,28 @@ def network_label(network: NetSpec, shape: tuple[int, int, int]) -> str:
     return nets.label(network, shape)
 
 
-def _without_weights(training: Training) -> str:
-    """Return what a request asks to be trained, whatever is kept of it, as text."""
-    return canonical(training_fields(replace(training, weights=False)))
+def _alike(training: Training) -> Any:
+    """Return what requests have in common that one training can serve: all but the number of networks and weights."""
+    network, recipe = network_fields(training.network), recipe_fields(training.recipe)
+    return id(network), id(recipe), training.snapshot, training.sets, training.rates  # equal ones are the same dict
+
+
+def _served(trainings: Iterable[Training]) -> dict[Any, Training]:
+    """Return the trainings that serve all requests: as many networks as any of those alike wants, and their weights.
+
+    A network depends on its own generator alone, so the first of many are those of a smaller request.
+    """
+    served: dict[Any, Training] = {}
+    for training in trainings:
+        most = served.setdefault(_alike(training), training)
+        if training.replicates > most.replicates or training.weights > most.weights:
+            most = replace(
+                most,
+                replicates=max(most.replicates, training.replicates),
+                weights=most.weights or training.weights,
+            )
+            served[_alike(training)] = most
+    return served
 
 
 def _trained_on(training: Training, sets: Mapping[str, str]) -> dict[str, str]:

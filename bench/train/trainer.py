@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 from bench import compiled
@@ -154,7 +155,7 @@ def _work(handle: Handle, recipe: Recipe, info: DatasetInfo, batch: int, per_epo
     from bench import nets
 
     count = len(steps) if recipe.use_steps and steps is not None else schedule.total_steps(recipe, per_epoch)
-    one = nets.multiply_adds(nets.build(handle.spec, info.shape, info.classes), info.shape)
+    one = nets.multiply_adds(handle.module, info.shape, handle.network(0))
     return float(count * batch * one * WITH_BACKWARD)
 
 
@@ -236,17 +237,14 @@ def _epochs(
     every = math.ceil(epochs / POINTS)
     curve, stretch = _Curve(handle), []
     average = _Average(handle, recipe.average) if recipe.average else None
-    optimiser, done = _optimiser(handle, recipe, base), 0
+    optimiser, batches = _optimiser(handle, recipe, base), data.batches(islice(data.shuffled(recipe.batch), total))
     for epoch in range(1, epochs + 1):
-        for index, outside in data.epoch(recipe.batch):
-            if done == total:
-                break
+        for done in range((epoch - 1) * per_epoch, min(epoch * per_epoch, total)):
             if done == reset:
                 optimiser = _optimiser(handle, recipe, base)
             optimiser.param_groups[0]["lr"] = base * schedule.factor(recipe, done, per_epoch)
-            stretch.append(step(*data.gather(index, outside)))
+            stretch.append(step(*next(batches)))
             optimiser.step()
-            done += 1
         if epoch % every == 0 or epoch == epochs:
             curve.add(epoch, stretch)
             stretch = []
@@ -273,9 +271,10 @@ def _ordered(
         raise UserError("the recipe runs the set's own steps, but the set has none", hint="choose another recipe")
     optimiser = _optimiser(handle, recipe, 1.0)
     found = []
-    for index, rate in zip(steps, rates.tolist(), strict=True):
+    batches = data.batches((index.expand(handle.size, -1), None) for index in steps)
+    for batch, rate in zip(batches, rates.tolist(), strict=True):
         optimiser.param_groups[0]["lr"] = rate
-        found.append(step(*data.gather(index.expand(handle.size, -1), None)))
+        found.append(step(*batch))
         optimiser.step()
     curve = _Curve(handle)
     curve.add(1, found)

@@ -91,9 +91,6 @@ def test_plugins_are_found_and_broken_ones_left_out(monkeypatch):
     targets = {"mine": good, "debug": good, "other": good, "broken": UserError("broken cannot be loaded")}
 
     class Plugins:
-        def __init__(self, *arguments):
-            assert arguments[2] == "ddbench.datasets"
-
         def names(self):
             return list(targets)
 
@@ -102,7 +99,8 @@ def test_plugins_are_found_and_broken_ones_left_out(monkeypatch):
                 raise targets[name]
             return targets[name]
 
-    monkeypatch.setattr(lookup, "Registry", Plugins)
+    assert lookup.PLUGINS.group == "ddbench.datasets"
+    monkeypatch.setattr(lookup, "PLUGINS", Plugins())
     with pytest.warns(UserWarning, match="ignored|broken") as warned:
         found = lookup.entries.__wrapped__()
     assert found["mine"] is good

@@ -6,6 +6,7 @@ import sys
 PROGRAM = """
 import sys
 import bench.run.worker, bench.run.preload
+from bench.data.lookup import PLUGINS
 from bench.nets.spec import NETWORKS
 from bench.registry import ARTIFACTS, DECODERS, EVALUATORS, METHODS
 for registry in (METHODS, EVALUATORS, ARTIFACTS, DECODERS, NETWORKS):
@@ -13,6 +14,8 @@ for registry in (METHODS, EVALUATORS, ARTIFACTS, DECODERS, NETWORKS):
         assert target.partition(":")[0] in sys.modules, target
 for name in ("torch._dynamo", "bench.loop", "bench.task", "bench.train.trainer", "bench.data.sources"):
     assert name in sys.modules, name
+for registry in (METHODS, EVALUATORS, ARTIFACTS, DECODERS, NETWORKS, PLUGINS):
+    assert "targets" in vars(registry), registry.kind  # found once: a search through all installed packages
 assert "sklearn" not in sys.modules  # a second at every start, and slower forks, for few cells
 """
 

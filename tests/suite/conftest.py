@@ -24,6 +24,7 @@ FAKES = {
         "score": "Score",
         "pair": "Pair",
         "keeper": "Keeper",
+        "few": "Few",
         "steps": "Steps",
         "against": "Against",
         "stray": "Stray",

@@ -125,6 +125,14 @@ class Pair(Score):
         ]
 
 
+class Few(Score):
+    """Asks for one network less than `Score`, with weights."""
+
+    @classmethod
+    def trainings(cls, params, spec):
+        return [Training(spec.network, spec.recipe, spec.replicates - 1, weights=True)]
+
+
 class Keeper(Score):
     """Asks for the networks of `Score` with their weights."""
 

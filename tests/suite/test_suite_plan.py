@@ -234,6 +234,27 @@ def test_networks_with_weights_serve_those_who_ask_for_none(write):
     assert {cell.key for cell in plan.cells if cell.coords["ipc"] == 1} <= alone
 
 
+def test_one_training_serves_requests_for_fewer_networks(write):
+    """`few` wants the networks of `score`, but one less than the suite's two, and keeps their weights."""
+    plan = write.plan(changed("[score]", "[few, score]"))
+    few, score = (
+        {cell.inputs["distilled"]: cell for cell in plan.cells if cell.coords.get("evaluator") == name}
+        for name in ("few", "score")
+    )
+    assert few.keys() == score.keys() != set()
+    trained = {cell.key: cell for cell in plan.cells if cell.config.get("artifact") == "networks"}
+    assert len(trained) == len(score)
+    for made, cell in few.items():
+        assert cell.inputs["trained0"] == score[made].inputs["trained0"]
+        params = trained[cell.inputs["trained0"]].config["params"]
+        assert (params["replicates"], params["weights"]) == (2, True)
+        asked = [one.config["trainings"][0] for one in (cell, score[made])]
+        assert [(one["replicates"], one["weights"]) for one in asked] == [(1, True), (2, False)]
+    alone = write.plan(changed("[score]", "[few]"))
+    found = {cell.config["params"]["replicates"] for cell in alone.cells if cell.config.get("artifact") == "networks"}
+    assert found == {1}
+
+
 def test_methods_without_a_budget_are_planned_once(write):
     plan = write.plan(changed("[fake]", "[fake, everything]"))
     cells = [cell for cell in plan.cells if cell.coords["method"] == "everything"]

@@ -5,11 +5,13 @@ import json
 import pytest
 import torch
 from plain_training import generators
+from safetensors.torch import save_file
 
 import bench.data
 import bench.distilled
 from bench.api import DistilledSet, Header, NetSpec, TaskSpec, Trained, Training
 from bench.errors import Diverged, UserError
+from bench.suite.keys import training_fields
 from bench.task import LiveTask
 from bench.train import predict
 from bench.train.networks import Networks, NetworksParams, Watch, restore
@@ -165,3 +167,19 @@ def test_kept_weights_give_the_networks_back(make_task, digits, norm):
     assert torch.equal(predict(handle, digits.test.batches(1000)), found["logits"])
     with pytest.raises(ValueError, match="no weights"):
         restore(Trained(request, found["logits"], {}, 0.0), digits.info)
+
+
+def test_the_first_of_many_networks_are_those_of_a_smaller_request(make_task, tmp_path):
+    """All that is kept: logits, weights, curves of the loss, of accuracies by epoch, and of rates that were tried."""
+    recipe = resolve({"base": "dc", "epochs": 4, "select": "best-test"}).model_dump(mode="json")
+    asked = {"recipe": recipe, "weights": True, "rates": [0.1, 0.01]}
+    many, few = (build(make_task(), replicates=count, **asked) for count in (3, 2))
+    save_file({name: tensor.contiguous() for name, tensor in many.items()}, tmp_path / "tensors.safetensors")
+    training = Training(NET, recipe, 2, weights=True, rates=(0.1, 0.01))
+    planned = {**training_fields(training), "input": "trained0"}
+    task = LiveTask(make_task().spec, inputs={"trained0": tmp_path}, evaluation={"trainings": [planned]})
+    found = task.trained(training)
+    assert torch.equal(found.logits, few["logits"])
+    for prefix, tensors in (("weights/", found.weights), ("curve/", found.curves)):
+        assert {prefix + name for name in tensors} == {name for name in few if name.startswith(prefix)} != set()
+        assert all(torch.equal(tensor, few[prefix + name]) for name, tensor in tensors.items())

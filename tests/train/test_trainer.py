@@ -1,6 +1,7 @@
 """Many networks at once are the same networks as one by one, and leave each other alone."""
 
 import math
+from itertools import islice
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from plain_training import generators, one_by_one
 
 import bench.augment
 import bench.nets
+import bench.train.batches
 from bench.api import NetSpec
 from bench.errors import Diverged, UserError
 from bench.train import predict, train
@@ -153,8 +155,8 @@ def test_cutmix_mixes_float_labels_and_leaves_outliers_alone(info, images):
     recipe = Recipe(epochs=2, schedule="constant", batch=4, cutmix=1.0)
     outliers = torch.full((4, 1, 8, 8), 7.0, dtype=torch.float64)
     data = Batches(images, soft, outliers, bench.augment.get("none"), generators(3, 4), recipe.cutmix)
-    index, outside = next(data.epoch(4))
-    found, target = data.gather(index, outside)
+    index = torch.stack([torch.randperm(7, generator=rng)[:4] for rng in generators(3, 4)])
+    found, target = next(data.batches(data.shuffled(4)))
     assert torch.equal(found[:, 4:], outliers.expand(2, -1, -1, -1, -1))
     assert not (found[:, :4] == 7).any()
     torch.testing.assert_close(target.sum(2), torch.ones(2, 4, dtype=torch.float64))
@@ -164,6 +166,26 @@ def test_cutmix_mixes_float_labels_and_leaves_outliers_alone(info, images):
         outlier_weight=0.5,
     )  # fmt: skip
     assert bool(handle.finite().all())
+
+
+@pytest.mark.parametrize("strategy", ["none", "dsa:color_crop_cutout_flip_scale_rotate", "dc:crop_scale_rotate_noise"])
+@pytest.mark.parametrize("outliers", [None, 5])
+def test_steps_augmented_together_are_those_augmented_one_by_one(images, strategy, outliers, monkeypatch):
+    """7 images in batches of 3 and 1, three steps of one size in each piece, two networks that draw for themselves."""
+    soft = torch.softmax(torch.randn(7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), 1)
+    outliers = outliers and torch.randn(outliers, 1, 8, 8, dtype=torch.float64)
+
+    def found(ahead):
+        monkeypatch.setattr(bench.train.batches, "AHEAD", ahead)
+        data = Batches(images, soft, outliers, bench.augment.get(strategy), generators(3, 4), 0.5)
+        return list(data.batches(islice(data.shuffled(3), 10)))
+
+    alone, together = found(1), found(2 * 3 * 64 * 3)
+    assert [len(target[0]) for _, target in alone] == ([3, 3, 1] * 4)[:10] if outliers is None else [3, 3] * 5
+    assert len(together) == 10
+    for (one, its), (other, theirs) in zip(alone, together, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12)
+        assert torch.equal(theirs, its)
 
 
 @pytest.mark.parametrize("stack", ["vmap", "loop"])
