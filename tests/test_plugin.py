@@ -77,7 +77,7 @@ def fresh(registry: Registry) -> Registry:
 def known(installed, monkeypatch):
     """Make the package known to this process, in which the registries have looked already."""
     monkeypatch.syspath_prepend(installed)
-    for registry in (METHODS, EVALUATORS, nets.NETWORKS):
+    for registry in (METHODS, EVALUATORS, nets.NETWORKS, lookup.PLUGINS):
         monkeypatch.setitem(registry.__dict__, "targets", fresh(registry).targets)
     lookup.entries.cache_clear()
     yield
@@ -159,6 +159,7 @@ def test_a_plug_in_cannot_take_a_built_in_name(broken, monkeypatch):
     with pytest.warns(UserWarning, match="plug-in method 'dm' is ignored: the name is built in"):
         assert fresh(METHODS).targets["dm"] == METHODS.builtin["dm"]
     lookup.entries.cache_clear()
+    monkeypatch.setattr(lookup, "PLUGINS", fresh(lookup.PLUGINS))
     with pytest.warns(UserWarning, match="plug-in dataset 'digits' is ignored: the name is built in"):
         assert bench.data.info("digits").classes == 10
     lookup.entries.cache_clear()

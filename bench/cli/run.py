@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import enum
+import importlib
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +18,8 @@ from bench.errors import UserError
 NAME = "run"
 SETTLED = ("ok", "cached", "skipped")
 """States of cells that a run leaves alone."""
+REPORT = ("bench.report.page", "bench.report.plots", "scipy.special")
+"""What the report imports: a second of its own."""
 
 
 class Executor(enum.StrEnum):
@@ -75,11 +81,36 @@ def command(
         raise typer.Exit
     given = executor_options(executor, slurm, address)
     summary = bench.run.run_plan(
-        plan, store, jobs=jobs, device=device, executor=executor.value, options=given, fail_fast=fail_fast
+        plan,
+        store,
+        jobs=jobs,
+        device=device,
+        executor=executor.value,
+        options=given,
+        fail_fast=fail_fast,
+        on_event=prepare_report(),
     )
     write_report(folder, reference)
     screen.print_summary(summary, folder)
     raise typer.Exit(summary.exit_code)
+
+
+def prepare_report() -> Callable[[Any], None]:
+    """Return a listener that imports what the report needs while the first cell waits for the fork server."""
+    begun: list[threading.Thread] = []
+
+    def listen(event: Any) -> None:
+        if event.state == "running" and not begun:
+            begun.append(threading.Thread(target=_import_report, name="import report"))
+            begun[0].start()
+
+    return listen
+
+
+def _import_report() -> None:
+    with suppress(Exception):  # what is wrong will be told when the report is written
+        for module in REPORT:
+            importlib.import_module(module)
 
 
 def executor_options(executor: Executor, slurm: list[str] | None, address: str | None) -> dict[str, str]:

@@ -16,10 +16,13 @@ from bench.registry import ARTIFACTS, DECODERS, EVALUATORS, METHODS
 MODULES = (
     "bench.run.worker",  # and with it torch
     "torch._dynamo",  # else imported by the first torch.optim optimiser of every cell
+    "torch.profiler._cupti_monitor",  # by its first step
+    "numpy.ctypeslib",  # by the first array of numpy that becomes a tensor
     "PIL.Image",
     "bench.task",
     "bench.loop",
     "bench.data.sources",
+    "bench.unroll",
     "bench.unroll_compiled",
     "bench.nets.convnet",
     "bench.nets.classic",

@@ -122,6 +122,24 @@ def test_plan_and_validate_import_no_torch(tiny):
         assert "HEAVY []" in done.stdout, done.stdout + done.stderr
 
 
+def test_the_report_is_imported_once_something_is_computed():
+    code = (
+        "import sys, threading\n"
+        "from types import SimpleNamespace as Event\n"
+        "from bench.cli.run import REPORT, prepare_report\n"
+        "listen = prepare_report()\n"
+        "listen(Event(state='cached'))\n"
+        "assert threading.active_count() == 1\n"
+        "listen(Event(state='running'))\n"
+        "listen(Event(state='running'))\n"
+        "assert threading.active_count() <= 2\n"
+        "for other in set(threading.enumerate()) - {threading.main_thread()}: other.join()\n"
+        "assert set(REPORT) <= sys.modules.keys()\n"
+        "assert 'torch' not in sys.modules\n"  # else the report could not fork
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
