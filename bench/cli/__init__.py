@@ -41,6 +41,8 @@ from bench.cli import (
 )
 from bench.errors import UserError
 
+AGAIN = 0.01
+"""Seconds until Ctrl-C comes again."""
 STOPPED = "stopped; finished results are kept, the same command goes on from here"
 
 app = typer.Typer(
@@ -92,6 +94,7 @@ def main() -> None:
     set_threshold(100_000, 20, 20)  # of what plans, runs and reports make, next to nothing is garbage in cycles
     if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_DFL):
         signal.signal(signal.SIGINT, _interrupt)
+        sys.unraisablehook = _unraisable
     try:
         app()
     except UserError as error:
@@ -112,6 +115,7 @@ def main() -> None:
         _complain(f"internal error: {type(error).__name__}: {error}\nThis is a defect of ddbench. Details: {log.name}")
         sys.exit(70)
     finally:
+        sys.unraisablehook = sys.__unraisablehook__
         if signal.getsignal(signal.SIGINT) is _interrupt:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -120,6 +124,15 @@ def _interrupt(signum: int, frame: Any) -> None:
     """End on Ctrl-C, and at once on the next one: what is in the store is whole at any moment."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     raise KeyboardInterrupt
+
+
+def _unraisable(args: Any) -> None:
+    """Bring Ctrl-C again where Python drops it, as in the callbacks with which it cleans up after an import."""
+    if isinstance(args.exc_value, KeyboardInterrupt):
+        signal.signal(signal.SIGALRM, _interrupt)
+        signal.setitimer(signal.ITIMER_REAL, AGAIN)
+    else:
+        sys.__unraisablehook__(args)
 
 
 def _warning(

@@ -16,8 +16,9 @@ from bench.run.provenance import usable_cores
 
 
 def can_fork() -> bool:
-    """Return whether forking this process is safe (it has one thread) and of use (there is another core)."""
-    return sys.platform == "linux" and threading.active_count() == 1 and usable_cores() > 1
+    """Return whether forking this process is safe (one thread), allowed (no daemon) and of use (another core)."""
+    alone = threading.active_count() == 1 and not multiprocessing.current_process().daemon
+    return sys.platform == "linux" and alone and usable_cores() > 1
 
 
 @contextmanager

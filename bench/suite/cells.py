@@ -300,7 +300,8 @@ def network_label(network: NetSpec, shape: tuple[int, int, int]) -> str:
 def _alike(training: Training) -> Any:
     """Return what requests have in common that one training can serve: all but the number of networks and weights."""
     network, recipe = network_fields(training.network), recipe_fields(training.recipe)
-    return id(network), id(recipe), training.snapshot, training.sets, training.rates  # equal ones are the same dict
+    same = id(network), id(recipe)  # equal ones are one dict
+    return *same, training.snapshot, tuple(training.sets), tuple(training.rates)
 
 
 def _served(trainings: Iterable[Training]) -> dict[Any, Training]:

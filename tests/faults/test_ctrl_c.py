@@ -78,6 +78,25 @@ def test_ctrl_c_while_starting_and_planning(tmp_path, suite):
     assert set(codes) - {0}
 
 
+def test_ctrl_c_is_not_lost_where_python_drops_exceptions():
+    """In the callback of a weak reference, as importlib has one for every module."""
+    code = (
+        "import signal, time, weakref\n"
+        "import bench.cli\n"
+        "class Thing: pass\n"
+        "def app():\n"
+        "    thing = Thing()\n"
+        "    reference = weakref.ref(thing, lambda _: [signal.raise_signal(signal.SIGINT), time.sleep(0)])\n"
+        "    del thing\n"
+        "    time.sleep(60)\n"
+        "bench.cli.app = app\n"
+        "bench.cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 130
+    assert done.stderr == "ddbench: stopped; finished results are kept, the same command goes on from here\n"
+
+
 def test_ctrl_c_that_is_ignored_stays_ignored(tmp_path, suite):
     """As in a job in the background of a shell without job control."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

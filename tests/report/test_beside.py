@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from make_run import Maker
@@ -44,6 +45,22 @@ def test_what_could_not_be_written_is_an_error_that_names_the_folder(forks, tmp_
     ):
         pass
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_only_a_process_with_one_thread_and_another_core_forks(monkeypatch):
+    monkeypatch.setattr(beside, "usable_cores", lambda: 2)
+    monkeypatch.setattr(beside.sys, "platform", "linux")
+    monkeypatch.setattr(beside.threading, "active_count", lambda: 1)
+    assert beside.can_fork()
+    with monkeypatch.context() as patch:
+        patch.setattr(beside.threading, "active_count", lambda: 2)
+        assert not beside.can_fork()
+    with monkeypatch.context() as patch:
+        patch.setattr(beside, "usable_cores", lambda: 1)
+        assert not beside.can_fork()
+    daemon = SimpleNamespace(daemon=True)  # a process of a pool, which may have no children
+    monkeypatch.setattr(beside.multiprocessing, "current_process", lambda: daemon)
+    assert not beside.can_fork()
 
 
 PROGRAM = """
