@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 PROGRAM = """
-import sys
+import gc, sys
 import bench.run.worker, bench.run.preload
 from bench.data.lookup import PLUGINS
 from bench.nets.spec import NETWORKS
@@ -16,6 +16,8 @@ for name in ("torch._dynamo", "bench.loop", "bench.task", "bench.train.trainer",
     assert name in sys.modules, name
 for registry in (METHODS, EVALUATORS, ARTIFACTS, DECODERS, NETWORKS, PLUGINS):
     assert "targets" in vars(registry), registry.kind  # found once: a search through all installed packages
+assert gc.isenabled()  # cells collect their own garbage, and leave alone what was imported
+assert gc.get_freeze_count() > 100_000
 assert "sklearn" not in sys.modules  # a second at every start, and slower forks, for few cells
 """
 
